@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c2530910f542d48f3cafc130c910ef291c2d24b69bf14880e7fb6ef4d8fc921a
+// digest         a1dc2d2e8d517024616b17fdc2b0912e2a0979085796c05eabbf15f1380837b1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

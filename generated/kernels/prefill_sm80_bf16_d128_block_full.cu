@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         ec5874e761ab3313aff7c9f628ea9794a8cf967abd80988627104868cd7c561a
+// digest         fd34b5f1518945ce1d44b6e0c8f027142ba57dc47b43eff894a60f7ec765c0d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         eeb0f66ed6efb631117154dfc92a043069e228b0537cd05bf034e2c0487cb5e5
+// digest         896827d4e77f80d6b49793fa8ac5a3f89eba7d6fab1507bd3665f27ef605171d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         fca867ccbcd498ef4fb579e6c2917197413c384e503a82300e676067df266f16
+// digest         2de6646af987c8c5baed2126203facd8196a68dfb9af8f3ae28f07ae9eeb4262
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         d1d4979acc5d29ab85ae5f9c841a7df0494eb16f72ba156cb27ad2b0c9c09968
+// digest         2c0a066b1b8774b80cdd31c6334a4db86fc756398d0e81eaf6346af2a5e4d1bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         fd786a73d4c88f84ba31ae08a554e4a384bc55536bdaaef0c7e9aa04873482ef
+// digest         ce89f13dc16f1a16dd13b6c2107b2543e4a50833d400b78b5163506bc632dec3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         482236cecb534c24e6a0a741ff159db272f55df7179bc47f3d6142376196db87
+// digest         d9ff0fa5ee9d06f3304e79605a81f0e999da77669cb7daf0fbead842445b8225
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         cfa343c9ce0d5ab9486f9a8df530d0dfce57ea34744c87b6b979ae2968254351
+// digest         8b76515e9ae0d4617a49d63bbfb76080ec2626f308c025f9c1c6096dd5d7499a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

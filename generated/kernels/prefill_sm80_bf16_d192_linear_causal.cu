@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6c54a9ca10425b2ceb171c1a73a8134bf912a2734c8e44afcd841798d7aa572f
+// digest         0caa2e2c05da65d0dc896194ad94edf77f88516fb40f6dddc6f9462b32d980d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

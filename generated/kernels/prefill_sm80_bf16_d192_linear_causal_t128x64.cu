@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8ea8c1731e55b24f740f770ada5837e21fa3956ae7a4abff8a2e6ff50cf76302
+// digest         4cf48b423fe2c38c865b357580043a334bde604d95217946e1bd810c93975df6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

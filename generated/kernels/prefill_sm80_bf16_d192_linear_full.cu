@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         b78026ddbaf94a0b3dd37080b95b1a2570588441b87a4293d717900688389b2c
+// digest         e7a9c0cfeb7892e8eb9e0fafa8719764aaee7fed230f0af6f90b49980164ec4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

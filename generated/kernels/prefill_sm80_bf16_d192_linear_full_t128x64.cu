@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         bfbb30ead17c8d4df28e1f8b2f9f2cb5e188b36c6388364e0219e26612a405ae
+// digest         0c96c20e2deba6bd553ce0528ee421a0fcb72697e391587eab99745255cf52f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         cfb8999147d41c65c26508c4ce3e4f60099ed3aa07e049d14ff5650c57d5266d
+// digest         463b554fe070f8f33e8681d18c18511a557e9cf4018b4bb51458ac2dd78f309c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         068537344c7fa9284bc7dd1d0ace2da002c55193e085b056b102a8fdef31a4f9
+// digest         99d077979f9ebcee2f5ec9db0642aff3d340183e607a1abcd746e8f65d1fb093
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         e06eea1807fb58fdfde9e98ca4afe79a6f2ed7c286cbc75f44acd3a9810e6619
+// digest         fd355252276a9dddde7e6c70e8e51fecb11d0983b05f00b22f4bee367d8aea15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1dac5906ef95ace1b86c9d794a103d8bb8b0c6069ab56710fd54d007d6e5e859
+// digest         51293d7f0f3656f78c82f6673d703228c84bd09f70d38fd14e43037e90f5f0fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8b541a8c0db2956d99573c5d07f78f23a41eb1a7bc4b28ccd32cecf2f5d6ef8a
+// digest         cabbf90482cb8990d8e3c09dbce58750e4a6ef5a3e8f73d10ab31535cfc98b52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         3536765821c7a1554f19a6c1c8072d268a08caf863318d3223d03fade67602a6
+// digest         65ad9d7264dc6456f0cdb2d74a1afb4d8d4832e94d971ab1ac1f6188ff0be0ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

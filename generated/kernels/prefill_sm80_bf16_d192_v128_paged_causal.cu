@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         03af85c0565dbcdde041d5038a3864fc24022f4924466e5f12312359b9ee54b1
+// digest         a7356c09c42fdfc5eabac923b0e215f6fa9a31835949e78f14e2b121a45450bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         93af6c037824c3c1630d254b90aa481e6a56bf847cd2b491c8e489859ba1e484
+// digest         d490d383aaa3024c3e63549cf1d373158aa223f987e3912ac36a569306aff183
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b5288f7daae8aa211ee2cd8c6d9f0d9cd35388418149b062067fc62108319ad2
+// digest         94d218d60d1aa41fcd5efc0375afa692605aff00aaca42014a3e27c8ab9c1994
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         6161354523a1878a20d3dc82720c4736595abea6c58309881e1837cd57aace63
+// digest         58c35e572e3f8cb1ce33b8838067095e9c5e0a9774cf79505d101ed51383f1fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

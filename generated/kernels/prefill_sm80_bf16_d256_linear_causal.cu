@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0f63f2b9eae662748ad0576529d5b5804ff7f085484bcd992c979de27155e26c
+// digest         1ec210d96a41641721ca93062de5dfae65632bb1def74d89bff5b1d5af8e4ed9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         8a4ec32369ce35e0c09a18561d4068887b77a0d5a7886b463f2589068f40f45f
+// digest         bcd89c047b4b9b63201b628ad9fbf0d45afade1328761eb0526d977dcb88ff01
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e449f3c216504a7a39f8a3b49c2376e721479df1fbfed64df1f324bdd3305220
+// digest         441021dce604fe6736c10edc081ae17cf04c18d6a476365b689073067b1a6728
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

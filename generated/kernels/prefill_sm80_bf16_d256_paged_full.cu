@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         d4bbfec37c1e443faf87a7d4bdf26ef94a858725b96c98c5b89aec6db97aa1d1
+// digest         183d617b089aed08df06df63a76f69a2c8b31bc6d2363d0694aad420b50c9dca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

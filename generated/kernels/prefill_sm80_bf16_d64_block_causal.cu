@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         061cb7803882ae095ad55196d9ba26d54a772a612ec66e53d7874b88aa2d5d35
+// digest         a4ffff0a8a329062b2f6de72f899b9c48e030d1abbdf1d6a2dce2d546ca14d27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

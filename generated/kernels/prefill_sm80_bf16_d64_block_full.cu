@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         96caaecc48d6ce670b6c2e7d4c11f43fcff63736c00520ef80a15a361d4c98e2
+// digest         98065b1d6f42e5ec5499ac5085b62ffab998d462b47065557df863d09674ef30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

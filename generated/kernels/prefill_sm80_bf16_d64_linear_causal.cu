@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         045253731d9c58d6310e5f7d97f88a37de8e4ca18a3a88f47fae5a3a7ec737d8
+// digest         c021e3051c4779454a78d14bffd2f385b74673018af64b52e26f00951810ced9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         42949edecae99df3e3aa8b92d3cafbfa485ce931916776979bc279f643fc1912
+// digest         6d48ee798ba246bb33bd1990fc61aa8dbb75d6134950beec74d5dae897877bc1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         565945a7e1ddb7298ecf1d5a8517e64f8f7babc163dee5751ed3cafe6233c385
+// digest         a5941feca11349cb46e21ce4d884b6d81c882e7e4d8d69b896843acf38e22326
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         92d8ab13567e751c80868e23c41d0957ee3fcec43fed6063f744923f00acf7bc
+// digest         b2dc8fd33e28c28314d44c4aec0c4b9ceb0d802093689acd3e599fe18a2d716e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

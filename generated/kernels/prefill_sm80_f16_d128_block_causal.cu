@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a54c0833a80493382f2c6cdd6b8744217d0b8c6cbbddbebb0db0c57a50e7e9a9
+// digest         2110f4dbe7dc1dde357296bfc58e7f2e25a8bc55f7fdb72f3ea956cc6213cdee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         e6e06642408e57d82bd9e4c18c77481a4a14595864823c25e9412252b785bbe9
+// digest         cfbe0620bd557f61ed1aba18ed395d7e3011e8f3a1f83abe277148ca1cc00e99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4fc2075f8175014287a0c7ee2e4f5369e82ea5d97aff5820d211de51c44bbd6c
+// digest         cf5871eecb285a6648f8b9281418c488a914228c73bdb7cebdf0578091c6b167
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

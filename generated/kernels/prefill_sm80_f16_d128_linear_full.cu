@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         eda89c014a203e5e655c7330300f9fa9e6c452830baf39ea736d46de2cfbee6e
+// digest         d19e9a3e43683fa49e1909e879dc13a255dcdeb66c9468c0e50cd7644bca6017
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c3c17035ab4dafd801a56bba992dcbc9d82ecd495728c567a19d695794d5819a
+// digest         f8a8b0d064c552f0830ced3b69ab540efcb84fc7eb2943d02de62e34e1c6365d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

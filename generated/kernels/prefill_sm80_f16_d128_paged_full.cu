@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         7b812a805c1f5db5ff0c70fb7554438057b9f156465e19dee2570f524010ca19
+// digest         620b03e9bc44b90acedd4df59516e43d6540488a142738d1e942bf4ec202d31d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8b749524221bd0842b511a0f4b0fa03cbc34a5176fbe907ce8d3fe9dbcdf62fd
+// digest         8d405c9284daeaa0e791db7a516e33334ad83358a83935a7cb1bb26530714ba6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         ea282299d25fa4c51df76dda2cae99ccbc87ef93f6cb51ea82109c21dc5dd988
+// digest         a23eab755f9e08c2ad76688d4eca9c0df6a9043c36821b7ce4d8331b0cd4b290
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

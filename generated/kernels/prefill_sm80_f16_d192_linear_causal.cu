@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         f3048230ad7dfb5ac73e246145081e3c75b5f2f9e1633659668a649362b795b2
+// digest         ae524cb464621b1b391fdf0dde15f72a142dcad61e0208cbcc337500833140f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         52a945778c844047812a51bcc215d22888885fc5df31392f69a8e644c71270b9
+// digest         3f261a20ed52720472e3275d242ade7f3728fe4b3df3d86c8f0be71fa26b3727
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

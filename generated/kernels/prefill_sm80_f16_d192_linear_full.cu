@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         1e67286eed725cdb039992900d3b36e35661680068b41f6e5700c2f6f7e3b22b
+// digest         bd6202790f53bf02e888aea4645c484c0c17c8f2b05f37f835bae7760ead7cf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

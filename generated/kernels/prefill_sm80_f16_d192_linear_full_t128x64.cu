@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         afde60a2a5766ec3ce9ff11872c5f436a24dffb2c7025781f3b0dc80b492980d
+// digest         f86ffa8cce9995bb0ec846614e3ea6d673d148a0735f3af1c07a3c5edb2dc5ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         31ad96a5209e50ee4b1074d3a47caf29d4c5f56c68f1409cc8dd9f537d51ec90
+// digest         4d4b54a84bfb1377a3b97fb67405b9aa938491cd617e92dfbf23c5bbb7653eb8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

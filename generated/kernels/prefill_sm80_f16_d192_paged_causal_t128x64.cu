@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         4ddedcbd9a9d9b7e87a576b75dcb1d0ad19b21d3953e3574112529065f3005d1
+// digest         f86ca99015dda31b2b94d4e956b9b1d79ca0de8fe12b33a1892ab56a6e5f1ee8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

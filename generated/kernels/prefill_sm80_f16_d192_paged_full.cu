@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         1ea49ffd31c7ea88e7ca293420bfb89a29bbb2e543a2366700259568ef5b4f1f
+// digest         b70236d6fab516be707080f808c80f08e6912af64c3157bbb28ac1ea6178818d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1e0dd5560d90e6eba371754315a55da7c1b7f5e105c123a25cb753737845e65f
+// digest         55044d69658723278fbbcf380675310a9cae85bb9fbf061ac3c412a9bb2e0e87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         98fa1e3148f338698bd2f5821342ebb02b6b3cfaad25e82757a12d6a9df0e031
+// digest         179d82249c3f9f7f02331da78148dc33bfabff3f7063f7768e292d11b4e7f332
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

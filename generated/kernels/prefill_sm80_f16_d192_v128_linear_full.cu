@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         8394de8f2fef2939728026a7abf0000b6bbdf9bc10c2e74bc838e51b54ea1078
+// digest         ec122e5f2f79e3449dd4a2d15e5598feaf13f5770a459a821950193cea4e7ab7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         feb508e91f7c33c706b65a06a6be60a0ecfd7801e4d44fe964c7c295f4404118
+// digest         09407622b35218a67dbaa40e8a87aaaacc7d40776194452911ed21160f7bb739
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

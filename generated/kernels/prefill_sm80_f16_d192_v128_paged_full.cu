@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         25c040044e45d78fd28b94d3a2b0e25bceb0794488c70d44c4072691b85ce3c0
+// digest         d09a65d1b5c978d98b412998f7011d2702342c92865a9a3e2ec6fcb3102a493f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

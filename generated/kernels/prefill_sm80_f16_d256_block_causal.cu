@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a50f9affc93c64cca0c23d90d8109c5c9e0cbe558686a365c363180249944d24
+// digest         61bb4e5eed9a85ca07998c9aedb74015f8146045a0e887cd16eb995de925bc7f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

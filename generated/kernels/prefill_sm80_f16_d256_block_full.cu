@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         ff164ed38b3f9a970709e543a5d6c534a20aefb3e57355a116ff0c3ee1d2cad0
+// digest         64bcddab5aa46170cf5c3a7238cbaf9513cb4ef80b99b2134a9bb6b2aebfbdc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

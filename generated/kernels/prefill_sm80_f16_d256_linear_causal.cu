@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         2845389ceeaa7f9b725bf527dc88f3ee00f047f5d9281031ca41bf8302c8fc32
+// digest         6df499171d65ed7b9469854686f32cbcf11ea82bbfbb541c96c833a0d0152823
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         eaf30b7154ce862a20496ee7e456279501957a2fe3c7f8a4401888ec971b013b
+// digest         c8ee5e5decccc750576239bb30bbd35dab9038d2e9168a6ab8a2d04517bda7fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e88b1b7ffb31b5fd2829c47959d0c400a06443c011f906f439bd11ae0cb005cd
+// digest         84dcf3167f40edf44f32aafade0ad34c86eea039f74d9ee1b6b5a5dd0335c79b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

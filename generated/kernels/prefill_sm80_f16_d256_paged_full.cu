@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         68a70cfc336efd3efdbb980cb264c3ea290f8ad38a61bdab3e597dd8b682d751
+// digest         4c52e36cd9a601be65782b75cc450defa99b1eeba71db960d1f39b1cbf0ae248
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

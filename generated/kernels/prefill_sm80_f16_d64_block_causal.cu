@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         0e3cbbcbc831bcdb46a75219262315fd31d3d82c9f5b12594610aa5fd9861677
+// digest         93d5a333f9d81b79889f975e357f2f3de62666eb13045046e8456f1ac399260f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         b44de617c33244eb0bf00f453b78c9ea11c96dcef2852ede8a0ad5c06091848e
+// digest         07544990962da78a58abddc380ab094b75015f9b4bb43bd105f111b6187043ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

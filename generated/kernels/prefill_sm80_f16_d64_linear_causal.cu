@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         b2a111c8865cdfc2e6f9334efb834696634671d933c6f3bef3883536abb4fd68
+// digest         7e41ba10f8f7e4e53ed84d3ef60c4f42b1df5b5372310f0f61e4c669b5d26a0e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         7c85194f5a27f4c1360ee3b001ddacb2399a451c9057f129aa32de04bf20e8f2
+// digest         d435096a535e3515cf84a44321b671225041bdee624155dcd0050a2dfb6f1d7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         cfe6a2047bbd1ef1dc398da29fb438496033a6c56faf00fcb67dca98bc12bde5
+// digest         128881e77483946dccdde82b92e01393c092312fb8862ec096670910ab61d390
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         fbfac4b6e2996304976231ba3d22335c610b7aba66bb50b88600461b8af70dc9
+// digest         710e8827ae1f8f2d515709c834c8f23443771bea4f3a3ae913594f618431c050
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

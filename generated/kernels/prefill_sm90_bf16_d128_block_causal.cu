@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         9904b4e25d7b49bbb3111c4948217fc79c546244d144896d8c7e05d823b06621
+// digest         ea5a06cfeec798a08108dd20f694e60b81382f9290b1e03966ff09cbf37c9995
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         19ea0875c2d9864a6e59596f76aba8c52f06a31f3da2e819b82ee36d9eb72887
+// digest         ba84fa523ba59d71926eb1c5e7623875e9ce002b99d7725d5fcc4198b5c5f64f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         da7aaf104414daec7c237efdbe0faed8af5c24ba4d5fb4a5be1540a278318409
+// digest         ea505fb96b6902d28d47b0d3e935e86dbb748e1444a4343551b089e2783ce874
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

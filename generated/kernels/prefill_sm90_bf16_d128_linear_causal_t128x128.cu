@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         3d8ecd6040e390aa67f771681737b3fec3963475d7913f105ddae2ea51d5477a
+// digest         a1aa65d852f760108fcfb71d1229ee1b9dcdcab1dda0e1789100a91c9329157f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         24686a72a0bea48163bca0c99a1cde5d5c1246054af4a75f59369498a08bf7d5
+// digest         a5e80d48c8d7e11d338ca5df9ff0cad0dd1f8204ed1dce22ee79b9c73ffb4c9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

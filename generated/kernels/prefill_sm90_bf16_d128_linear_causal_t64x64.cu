@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         e559dbaa7f354aa284b4ba305034a1a225ec153e0b260a2a8b8721ecb61afee2
+// digest         9f856328acde926a2555deb719bd9f28bad3e234b9729c937b403c99928b91e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

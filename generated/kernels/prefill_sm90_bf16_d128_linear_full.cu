@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c84e7cee26dce63445f73027319012e7bfdb8f6da38ddf6cd54e1d636f84f567
+// digest         d0cb1ec96c5eb1f4f7ad5f25475a03161f247d81c506070490ee144abab5ca53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

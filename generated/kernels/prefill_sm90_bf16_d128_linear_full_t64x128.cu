@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b47d47ed2b6f8af80f0ea59916967da112082460bb5bbf977c079a867499d3ca
+// digest         dc18cedc21410839923a91ce98a5f03e5d1b8fb429270bec5308e051b179c8cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

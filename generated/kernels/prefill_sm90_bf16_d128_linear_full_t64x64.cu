@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         6cfac70f70189f01a6615cfcd92f711c21a379b8600f418baee104f63c056380
+// digest         eba61ae87adff2b9a1380c2872d56990d0d33d1a68de3117a8c4d03593cca7ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

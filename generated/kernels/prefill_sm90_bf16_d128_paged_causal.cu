@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         c4cb47b484347de5b7d19b898989435b4277dc80f5c6474d889dd1b839944df8
+// digest         4b37f16c336da978f7220435ced017d7f741fabb92cfe346b60aa4c7c592885d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

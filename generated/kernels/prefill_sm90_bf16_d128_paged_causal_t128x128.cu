@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         90c0fd9c21e9185a036089e0099c0633c6d5f7cd023071dc3af78d0b1b5f7bcb
+// digest         8076f1cdc2ccfc1a35089ddb88fa03a5448813a06f4c9bfe4fc10b8d7f5661ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

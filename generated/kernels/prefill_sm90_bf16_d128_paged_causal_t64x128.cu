@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         4058923bf3030a149ba75d5822edbd262cd926d32b96f51be0e2da3ded29ebed
+// digest         a9055d54e65b1d706380728a9654de16c800229ca11263dcb1abcde353b657c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

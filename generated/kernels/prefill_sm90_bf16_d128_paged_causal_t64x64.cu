@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         c01566570521354dabe9c67710cab7e677173af945e5e5abcf4a44e4f1afe6d4
+// digest         bad3ec17744f065f3b7714417c14ab57a69d690e9192dc1b82f6246225459f86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

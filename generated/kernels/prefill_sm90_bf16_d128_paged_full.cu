@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         d238fa43384e917d944257327a6e2d8bd75d622e1597116640fc15d8ca15af58
+// digest         8298f4bb5d8c0d949ab89db2a9f50b115ba7b478af0699a500210fa2a9035595
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

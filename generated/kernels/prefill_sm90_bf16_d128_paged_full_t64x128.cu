@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4a762b6d580bbed3f11c20e2702c26c49dae116a8134bdb580d56d6764773061
+// digest         5a81bb4746480712b6a0027e5dfff923190ff4e8694f115e40a6972b593f05b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         2ceef7dd24b55ff9a5bc2f74d6ad5a8250f8863974201e6727102d740babd499
+// digest         4304ac3c449a19bc3321de82b66f428c6f2bb16c0e2c723cfe62d638ae581a29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

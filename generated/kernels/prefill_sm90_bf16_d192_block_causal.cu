@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         9d77fa3f97de4730ec3b92452c57ac5b75f08b375b1c6cc9d27d7c3e0f867f03
+// digest         a1cad68e1e69c075080a95988327f0ea0aa42f0391def4161db0208e9a0dc55c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

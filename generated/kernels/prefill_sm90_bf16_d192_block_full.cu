@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         94a45100b71e1157bb615ca13b06f34c117a26c27c2f662127c5d8aaef5b3d82
+// digest         75979672f0df2b6212cd44469ca84f90ec519dde7ff76330f9fcffd09fb01529
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         8383b5ff6f66a24643eeccbcc5edb7a7a18672b90a4b05b9ba387e8b7cf0840f
+// digest         a3590aed11b4b33939c208bbc18e906a09d5331c71d5d6e4066974466de7a3b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         bfa0bfec27c59e5cbdf03ed7a1f81f05805cae5340a3c5dbca6b41b40bf4d45d
+// digest         016d098ab632a41cd9fac6706d1ff4c73ee8fe8fd3352cb847b701c5894ac153
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         a88fc45c1f369aea250973793618d44559aec8090edb707d099dcdae14f36e2b
+// digest         02c669059339de8891c4040465cde602ccc0048d2a6653623a111e6ec89080d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

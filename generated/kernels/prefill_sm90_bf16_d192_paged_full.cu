@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         bb84a89c945f2729e647098c0c4388e8357d97cb4f38bab5c8b28b729c8c97df
+// digest         2350162917e57c9b071eb2f6f50e4d3c9428daee41aa20944a654e50846b0ebe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         6421ade301072e99f6982c4310e7f6040dac33ba29d640d364e7bdd87eda1d48
+// digest         dcde43e6c6aa344b580d5cee2433eeeafe1f850695b35a2525153f9d0689cb94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

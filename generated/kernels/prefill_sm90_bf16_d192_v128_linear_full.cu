@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         2a21bb672069dbb448e3be99543fa8dcf3cad27cb21e390b33271c8bfae0324a
+// digest         ea6a02624116be6c64984a2fe6efbabef7fd4f6e8eedd30d07b728fbf39d8b37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         94131c0f366c9056a9166d70753cd69fc4eab367a7729c9854b903dae2b8a9c5
+// digest         db1f47a472899cdd24b9ee5f8a7a0ba49eb64828333b2ce2aa19e9c02ca6fc6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         1f293f0f04f3e2affa90eeefa25ba60b698e6650a7cef2ea3144f75afc3a1124
+// digest         75c93921f953ba9417dc73fc8f1f8abf778ec1560c09caebc7a8cfd6f2a05784
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         7338a972ef64b0bfc04eedbc77043f1d8281a72bc1b9516d35343a1d44c4901e
+// digest         963f5d295f2b3cbeb945e3a3e75a3e194850621f9714ee5f6602577bd94becba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         fd28f25a15cc41af19f14f8163c6fb47627409498ee8656e9144c725db991030
+// digest         167c19655965d355eb454c483cb9342861d2e8f17bc8290c69191f5fd48ff771
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         3a2f94aa24624bc988838f705b73bb438906e08cfd1a64bbf0df75f81f9ff68c
+// digest         bad6d85b8b0fc8d4f4b9120e40aff9de3fdfd295b6d57e2535c94acb00142670
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

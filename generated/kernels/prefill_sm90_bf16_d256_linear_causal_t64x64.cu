@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         646dd4fad878a7d4e747057018e0768344b322e06940ff7327b5c13a8edd97b5
+// digest         809195a09061d2eae4c57277a7107110ff694f1232474bdcbc36a549c0e14f40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

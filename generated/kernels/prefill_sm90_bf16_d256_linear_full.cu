@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         1e13dc6c112922524ffd23386319d95c1e912784f5067eb689fade67e716fa85
+// digest         bca5ab04dedaaa7b75e2c605fd716af88eea56ce863c5cace70530763dc28ee2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

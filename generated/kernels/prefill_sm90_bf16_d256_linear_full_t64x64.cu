@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8317d442891e9b9c6ff0c303e6ead70c352393ea5d4a86d6499de222b589327c
+// digest         9054ed953d1cf2eb98ed777b3e9ce026788def204be3165455eb686976223347
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         647ed7b4ad3bd2ff4e7734b276d73f0ec2019487c24e35dfd9debc4230dc9d27
+// digest         1f86538a7346ec7c0fecbc273a1f5bce089fedc26307223decc682cf6ddbbee4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

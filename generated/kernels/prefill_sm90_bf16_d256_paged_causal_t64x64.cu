@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b6004148c4bc08b89be047b86d3f4d166bda53a57e0c786fcd8209d72bf48519
+// digest         63037caf5dcd2e4bc1f1480545967e313772ca71cc6e27bf6a55aa016752f7f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         135d63df5201ee1a52564724ab709aa7cbc59cf58f4b8ed1936247fd95e86c5d
+// digest         de9ef37a8751f6b75afeff300049eaea654d4dbebf16e37318f74d4601e0fed9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         048ca5d9c0f64ae7c77022b88c8b8bb10e391a7d04f4bb130c31dcada1d8f3b3
+// digest         a39de2ea0d1c57bd3b53f1d9628695aad72361063b2639dc40e294c3594be02a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         87b63391a1345296feb8505ff2c01e0f5c5fcb2f544f0e921fce8c84db1f6121
+// digest         95bdfb4ee88299ac25de8c33b9d0c6fb8e3aa580feb734a6d42d0723e9000d7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

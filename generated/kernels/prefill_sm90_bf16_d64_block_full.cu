@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         b220d2a7843c8a455857f9ed17d12278468082f90426a902141d5da9fe6f3788
+// digest         9e3a9141c25d27dd3cd07f5dd2bb7bb35545855082bdda8060f59c831135d1ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

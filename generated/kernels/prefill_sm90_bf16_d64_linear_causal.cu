@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3f56e42c45a0235b0aff05da46f2583ce122e3506af0924bc531b1aac11055a3
+// digest         3d6177444ffbec4026cb29e64c018dc676484c8170e478275c8ff7725491ce72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

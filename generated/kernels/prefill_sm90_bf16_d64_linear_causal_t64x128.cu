@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2d7b03c2c2d4b3b3bedfc3dda6a8b3b55e131f0d3e6e7266b3ba265e0064e173
+// digest         9b33d80964374310ecae04cb37f66eb85baf0b83ce1793ffe53201b49ddd4f57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         5de8bbf7d9ba47160246dad414b721dbe01932f70baaedc8208b6321ab911430
+// digest         a5342b5767714b1037f4ea0e4b9a57ed7ba52d9f7c9051c3b22af2c0fb368513
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         a2c44f267466b25b6c197569ec515733a11a0fde31d92694f0c2a6b6c12d2eb6
+// digest         25c61042613ad07d8461264c0bbbc4aaa855852ace0de8a5e4eae8ac10faf2c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

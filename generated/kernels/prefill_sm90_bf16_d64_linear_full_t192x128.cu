@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         06c9b8b4d2b8fd7af35ae2d246c7a15e0bb164c529862e7e5f50e0d6d759c70b
+// digest         0e5986cbfe4f967b95a20e603196d7a1dea36c880470d3e09dc30829ff3f11dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

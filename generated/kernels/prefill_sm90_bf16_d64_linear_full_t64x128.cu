@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f5a2bcddf61e925386a237d716c830bc2c68a1402d2864d59f326d14ab9e8950
+// digest         1f0867a9f4243b6046025d488a321f05aadbfd28564b2598d93c212317fa5dee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

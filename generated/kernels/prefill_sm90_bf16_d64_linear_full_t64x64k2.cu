@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         dc3d77e396b8ae1594d2b824e8e79a31850bdb4d0ca0d939d8a3ba9ce8730ea3
+// digest         80caffc12f95ca5d235e41260b2916b358de86dd8ea945b4093533343c59a7fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9553bcf0d5129462d93764f7cd91d50b565cf1131b9a3333cfce6b07ab7967a8
+// digest         5e5e26f691b4a9f8979d34568499b97a686d8947b290ace18bca9749f1edf3be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         9b1923356b9edd809604949b39532226138a5dc526a89f7ba0313f8a2039629d
+// digest         70ccea09180c04794c14442f27aa9a36e58f4735f621e83bec2c50cd4578b415
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         5175eb1443d94c9a3b5c1e349810e02952ba1057d4c0e4dd60c9237f6fa60693
+// digest         d5e6fee7c2fb4eb54a23cf16df3076e19b414c2daf2f8dc0266047011a277e73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

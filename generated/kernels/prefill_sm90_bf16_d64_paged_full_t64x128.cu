@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         50bf8c3e5ab478b10bdd1dc22bb6f16fdb97d9645f10f9d3fdf98f0a08f66daf
+// digest         e4b19bc7841ab35a452225bc96c77b2b3878415f7f9cc651ef3e4a5d5ef98121
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

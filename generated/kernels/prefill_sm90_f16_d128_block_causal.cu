@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         240e87e7f1a44c000ea14ae3df03b78689192a284d7e180a2ddf3353b96bef48
+// digest         bee75445c967d017100c3aa8864d53998f6493ccfb803cf34d4eb2dc4fb3a8ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

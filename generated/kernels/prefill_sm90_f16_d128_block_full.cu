@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         c13b0cca47524f00ecec0ca26ba3461fe99880cddce9d6bd790304b33055d39f
+// digest         9fcd7461240717e13bb0de2c225518390270f0da5ef91a2be4a4b118c6c4041c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

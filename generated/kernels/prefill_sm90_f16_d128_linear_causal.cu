@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         114904a5341a3b5006cd1ad2c0463451147561ac202a66b9118b871fad73409c
+// digest         fb969c9b9ecfdfe91d046dde1389ee35ffe1129ec0a4642c275e5e146cf8a60a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

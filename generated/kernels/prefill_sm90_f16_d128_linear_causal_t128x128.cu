@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         fca715e1c85ca6598768545bd5a81444e62e13ae622d7ac302f516c78fea1f05
+// digest         b04ef0f5c849e96baee106fd3d946d146f15a402eb2c849d6e36336a219129eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6d47f6db008974e9c2733d477ba48aec8777e5adae2f869cd6667fccacf6c93a
+// digest         2d1fea4ebb517a3e470c196559e6258ac236f045ca05edd37266b658416dc4af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         71e8128c524ea0bf2eff0351a6a40cf9ab2976e37f05b1733d79628a5fb08b9f
+// digest         c5298fd6181fab6bb61ea8ec410e6e04fd1b20ea97a8b7e6438ce97cd8db86ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         80ba5652509369923974ef8f6983b7b39887ff0cfee659c1057f75b5d443f970
+// digest         af5303551c2d3c0d46acac7cdaf1cbcfbe9e07160e976e89c89a4eb8c914fe43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

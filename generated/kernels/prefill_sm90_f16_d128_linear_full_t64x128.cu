@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         49aa7f28ff531e7ba5f0843821cefd4c58e6fab2f3505fb08964bc6f0330f823
+// digest         6e5d68786d50aa698425f53a55e2861d4e26a0c14db3cc2d833344fac6f82431
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         c4d17d70e7048b4b7294de35b39caea7101b924c76c0fa3df685437186f1b89a
+// digest         ff49ad95a504f38314a516d7183705d5c9ae71fc16acf433b204fa49b91ef6f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         64d7e3a2de8f8097797960f4b0c368a205d68027bb67ede457e89f04a9455679
+// digest         259bbbe1484550dfa42dbb81f59ffcd161a43683e548dfd9e9b221d1edb3dab0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a0528330e88e89dbe47a5a0287531aff4bd7a4df03124d533f9ec207257c21e7
+// digest         39b68ce4bd6377dda5a59e94699013d18dd044210a64f3c1ba6b5656540a2370
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

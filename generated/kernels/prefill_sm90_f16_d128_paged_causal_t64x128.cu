@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f2bf168a6460f354b89983316ce5e0d6f1e673ca48e4cfd52cd040155d578683
+// digest         1b165d3979cea4129510ca742bcf5564427a7e19f2732631b9a65039ea665925
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         4c421fe1c300d8d0040261b3bf02423e9f3b4326a0007a8911769137feee911d
+// digest         b1509fdd8d242c81752481a1454b4c149d8660d40942333e74625d1fead08fed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

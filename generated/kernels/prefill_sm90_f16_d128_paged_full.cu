@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         55951d9a87c0fc74ac9013539a201bc499834be4eff11d51d2f788db988a6669
+// digest         0fc1b16765b065df5edf8e4712c0b7c265f636cb868e5723d7ceb51f24ed1ea8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

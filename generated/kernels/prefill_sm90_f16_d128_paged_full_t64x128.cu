@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         53b8760b063aca5b9c79f1bf8c7e881d0d961f0d0bc4fb87345f3ff7f62ce337
+// digest         4f418199a1d8f6ed2435b38cee140b7663c585bc6a07d91f646bb192dfb88789
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         60424ef239d7d393ba4334a43777b4b5d21dd3c2979fcd3aca8f03c9c74cbd25
+// digest         190700ffc467648d7337a5febf4cda29562eaed56b0606821db715622c1293f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         baa23da2f5a28bc033683e74b72cee8d5996f7382a7558eb673264e88936f365
+// digest         90629d3e344e1d8dade092bad2b8e30e43990e24edfcce5ddc48188da3e6c7f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

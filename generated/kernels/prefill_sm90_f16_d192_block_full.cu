@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         36114a191c98b764b2f033ad933a42bcc87b6ebc2548d423e954a27bdc2a52c6
+// digest         a04c1207366a68a43598a7a6e0e05c2a144ba6171d2423d39a45a47e58c38ad3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         cd3d6d789ac70ac4d0f203a23ccb792067650ff0bfce917fd966a72368b47a70
+// digest         5f79fed37f77c2781b793ace82fbd6ac46c6792acbf1baf76ad4a4d434bc0051
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         b215330e1472a3bf5b968e30d7886f445b583f9ebd20cf5475dfecf3272fee37
+// digest         d4f1546cef4330b9878c0dcbc4eb6441e698633af288e3ee8f29bf88904d258a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         659c35512e84d04d9c41c2bcee9fd9bbdae21d531cecdc47237125bb572ba0a4
+// digest         dcc175aa20cee0f141a1472c783889e9dd9990a0165f27a3529fb6784cc5d9ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         356dd65ba65e807aa986347921fd9fa9b5039867d33984d0b98b344e9e65c8fd
+// digest         fa9e750136ccccf564e7f2d1f1ad638a46c6d43b4be621b9a970e356bb5e4aea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

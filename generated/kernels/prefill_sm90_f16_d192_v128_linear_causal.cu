@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d6ab893366008aa5d226a9bfc3c6c609afba48029e106f13aca5e4079a0a5ebb
+// digest         cb1819eb625abd93b337fb43de888c15d37226ab6cafc94812e4fa85efc37f62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         dbe1bfa440dfd5b3074556be4be91729e1df568f5f75badc64ce3a93c14f252c
+// digest         e202181707a95c9f5520cb8c5bd86b84e93f35f67cbe4cc9f58bea8d5460f731
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         ed6481f7d2efd43795f9cdb4579d25e7d09c9375ab1c66be88ece2bfbedd0ba0
+// digest         e2d20d1e8ce6618227dce9282a7a1d1095fbc0b2b5299db9fbbf4af2e46140b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c0b38ed90cabd02b80409c46fea76cbaedc071b3abd9fe25bc75b59b293dada8
+// digest         71d5fea332ddda33bdcc1945cae838cd59587272f23f8cdad272279ffb8bd6fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         119428b3f28633bb5c558935e0831157906cc95d8a3d7cb3bf8c6ecb777bec98
+// digest         80920587392bbcff865101ef89babf8c13d57c9cb7dbbd9fa3830c0a37575047
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

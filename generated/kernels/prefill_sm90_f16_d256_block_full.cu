@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         92e6d018f4d0024568705e66d7a6991f13be14430ca54ca5131327fce280a851
+// digest         149c19bdcc8f42b628b7647b1282c32d49069188646217d97b54adb2ebfd7cac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

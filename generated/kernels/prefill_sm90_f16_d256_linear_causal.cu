@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         68a5dd1f3afd2ac4d83415f3b00bb77daaba6f9a1ee4d51f136422324a9ed4fa
+// digest         32672434a44b54d3da5a42ea03e47575a64a9a49c50bbcbe7185048942398c7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         78d5c565cf843940b013a345c17ce958333f65e68d121e694f80723d1fba3b34
+// digest         eda107edc74881a9137ce7a91bfff0e8ce7daa2a213aa6c24b6911150e4000f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         79562b796ddbc26067b7df1187850ef8c113ea76f3fd608139bdaeb3a602cf6a
+// digest         3bbfa693e052a640df7f6303eb7caba56a6daa23bfa304bc4f8f0a6654a0d010
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         20772379d631975c5e7f01dda4ecf8ff015173fa2cf083d1b89809f1d9eb0071
+// digest         a1a10dbbe9c97e7d7f3cf6c69046e28684b209ccc09cd1276df7acfa88d15690
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

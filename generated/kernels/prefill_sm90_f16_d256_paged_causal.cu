@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         4c47eef42b23be643252368f7a42657fa65ae2cdeedcc54e979a2ed3ccc9806b
+// digest         93371b90d0e5856cbcebd5841a1765633f06741d11deee0dec74a4d30e83d5f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

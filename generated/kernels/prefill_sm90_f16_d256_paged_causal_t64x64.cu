@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         001551d043b0ccb7f80b9c6077e67159077353e79b5f9f7afa3cc8c2579939d9
+// digest         c65a1ff1633b5e2852dc776f9f5fb1cf4fdf9221f3744805e529f2650f28be84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         4263f23149fa0016d9934d62218f7821c562a60dfeaeb91486ffa438d46c033e
+// digest         a533b9567b834f18174a1296f62554d3fad2650a9934a97189a16923ebcccc49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

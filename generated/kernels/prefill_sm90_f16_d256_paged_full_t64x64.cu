@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         67ce703a0bed7b2fd788580da03dda269e694de6fa18e2f040c9723d83a5a17f
+// digest         ca2100a360bfb1b54453b4532f6ffe7c1bc968a5d06a489df575196aca629d65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

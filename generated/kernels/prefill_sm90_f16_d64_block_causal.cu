@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4cc6831c0f1d7b672cd9dc139c357c3e62ab18f17e8da2b963154eac29139c67
+// digest         03e0d5a77db4f75a5c45a8221d1cb4f1dcd11b2527500261f801224ce8ddc7a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

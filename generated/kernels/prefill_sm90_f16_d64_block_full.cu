@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         6b4455aa662ea7c8c763d4632370c50e74be152ad54930ecb6248914d543f060
+// digest         ee87886ef2966b583d7aa11fcee8ff1639794189387a76e0f7e93e29eca0f0a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d61c3a88af046f4b86668a7c9ecd7299ede970a4188c069177e3565ce555e744
+// digest         640f6a59a80474236d7b3bda58416815af46aab026e2efa6482fcc80f3bfff62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         7bf79138f44c985fa4b010788c3c82f4efdd1e306efff45657e0ae76fbbabae6
+// digest         e9e6a11bc39340c7872ba0a8a777ae90a4c2e7d9e257d27b37f7849d9b024373
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

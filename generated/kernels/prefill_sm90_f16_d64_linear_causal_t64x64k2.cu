@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a90a0d014d7ae91e844688a70a52d3e91ffb8638820d512a7e617e87e874fb4c
+// digest         b88af7a6adf0e4a919f43336617459393a3a369a6920b4b24d65f7b1c0392442
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         7f9fe1358e11b0523171120cf196d4a9a8e223fd140ab22917dfc886ba05d894
+// digest         400aabee7b39f7811452b5bbb0a444cc0bc17964374a22236bc7c8b2cfbe0d85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

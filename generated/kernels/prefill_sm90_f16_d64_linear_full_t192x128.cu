@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         dcdf7368d6ea6dd80c1671bb38c074ef951c6d639f0f5dfad9be53269113bd4f
+// digest         6abd3991eb6656bde31a7ea877f4c1ded3afbac30dbc29d8643a343d8dbf6e90
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

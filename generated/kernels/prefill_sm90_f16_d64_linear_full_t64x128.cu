@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         e9e222ebb2b186bf3900f3a38bfe951f526dedd54f93ca88e1e85ae34b148ef6
+// digest         0a54592cfde66df3dedc0413cdf649ca43a63c624de5dae4df8df1a11b7ac165
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         f9e1fa740dcc9b32c602fa870446de9aacf6be5b2a3abab0fab2263558084780
+// digest         ddeadf91ece3b5f998fa77b130eae585716a2842d22a7abe37e3603fea280859
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         4bea934aab724693c690eea241d90f25a8207f7bec3b19469fb404bf8d7a4ebb
+// digest         a6dedbc4af3a4990ebace4bc27ade15255b2cecd7fde8ec5d1d506e3794c042a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f1ecd8bbbfa4b3def9cbc03099c23e42918538cf7046bad808caaf53d97d5e11
+// digest         549d9bab010298b6707f507ba89f10c905b2f52510b3108b219156b4bebb915b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

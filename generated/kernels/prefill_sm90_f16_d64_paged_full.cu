@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         5de3b5dcc15348aa0b8f8fde4d37538f30f48f8a3103ab873309bac929339753
+// digest         0765fe8f1397b2d174b40d702161b9e3603ae8526147e9236359f08065f03ce0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         99df7ad52aa1a1dcdefa8b2a4af7516cc4de2231a6a942a53d03719d195b7b03
+// digest         eb02fd911d562363cfc8868ba6dca886fc2a477ed0e109785e944127dada4d18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -13,7 +13,7 @@ namespace attn::sm80 {
 // that of code 2 p in its low half and that of code 2 p + 1 in its high half. An element x of K or
 // V is stored as x / kStoredUnit:
 //
-//   Int8, Int4   stored = number * (kUnits * scale) + zero / kStoredUnit; f16: kUnits is 1
+//   Int8, Int4   stored = number * (units * scale) + zero / kStoredUnit; f16: units are 1
 //   E4m3         stored = number, for all rows in units of kE4m3Factor<T> * scale (dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
@@ -56,7 +56,9 @@ struct OrderedExpander<half, Int8> {
 template <>
 struct OrderedExpander<__nv_bfloat16, Int8> {
   static constexpr int kPairs = 2;
-  static constexpr uint32_t kUnits = 0x62006200;  // 2^(133 - 64)
+
+  // A scale times 2^(133 - 64), as the factors of the numbers of a pair.
+  __device__ __forceinline__ static uint32_t factors(uint32_t scale) { return scale; }
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     pairs[0] = permute_bytes<0x4140>(word, 0);
@@ -92,7 +94,11 @@ struct OrderedExpander<half, Int4> {
 template <>
 struct OrderedExpander<__nv_bfloat16, Int4> {
   static constexpr int kPairs = 4;
-  static constexpr uint32_t kUnits = 0x60006200;  // 2^(129 - 64), 2^(133 - 64)
+
+  __device__ __forceinline__ static uint32_t factors(uint32_t scale) {
+    constexpr uint32_t kOneAndSixteenth = 0x3d803f80;
+    return mul2(scale, kOneAndSixteenth);
+  }
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     const uint32_t low = word & 0x0f0f0f0f;
@@ -162,13 +168,13 @@ struct PairScale<T, Tkv, true> {
 
   // Of a row's (scale, zero).
   __device__ __forceinline__ static PairScale of(uint32_t pair) {
-    const uint32_t scale = permute_bytes<0x1010>(pair, pair);
-    const uint32_t zero = permute_bytes<0x3232>(pair, pair);
     if constexpr (kStoredUnit<T, Tkv> == 1.0f) {
-      return {scale, zero};
+      return {permute_bytes<0x1010>(pair, pair), permute_bytes<0x3232>(pair, pair)};
     } else {
-      constexpr uint32_t kStored = 0x1f801f80;  // 2^-64
-      return {mul2(scale, OrderedExpander<T, Tkv>::kUnits), mul2(zero, kStored)};
+      constexpr uint32_t kUnits = 0x1f806200;  // 2^(133 - 64), 2^-64
+      const uint32_t stored = mul2(pair, kUnits);
+      const uint32_t scale = permute_bytes<0x1010>(stored, stored);
+      return {OrderedExpander<T, Tkv>::factors(scale), permute_bytes<0x3232>(stored, stored)};
     }
   }
 

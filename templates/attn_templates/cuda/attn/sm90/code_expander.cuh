@@ -75,8 +75,10 @@ class CodeExpander {
   // A slot of the loader, and one of the consumers.
   struct Codes {
     const void* panels;
-    const uint32_t* pairs;
+    uint32_t* pairs;
+    Barrier& full;
     Barrier& empty;
+    uint32_t phase;
   };
   struct Elements {
     void* panels;
@@ -104,7 +106,7 @@ class CodeExpander {
       const int first = warp_uniform(storage_.work[phase].item.first_block);
       const int end = warp_uniform(storage_.work[phase].item.end_block);
       if (end == 0) {
-        return;
+        break;
       }
       const int last_rows =
           warp_uniform(storage_.work[phase].item.k_len) - (end - 1) * Traits::kCtaS;
@@ -125,45 +127,57 @@ class CodeExpander {
       }
       phase ^= 1;
     }
+    publish();
   }
 
  private:
   __device__ __forceinline__ void expand_keys() {
-    const int from = keys_.slot();
-    const int to = key_elements_.slot();
-    storage_.k_full[from].wait(keys_.phase());  // codes and pairs have landed
-    expand({storage_.k[from].panel, storage_.pairs.keys_of(from), storage_.k_empty[from]},
+    const int from = keys_.from();
+    const int to = keys_.to();
+    expand({storage_.k[from].panel,
+            storage_.pairs.keys_of(from),
+            storage_.k_full[from],
+            storage_.k_empty[from],
+            keys_.from_phase()},
            {storage_.elements.k[to].panel,
             storage_.expanded.k_full[to],
             storage_.expanded.k_empty[to],
-            key_elements_.phase()},
+            keys_.to_phase()},
            Traits::kCtaS);
     keys_.advance();
-    key_elements_.advance();
   }
 
   __device__ __forceinline__ void expand_values(int rows) {
-    const int from = values_.slot();
-    const int to = value_elements_.slot();
-    storage_.v_full[from].wait(values_.phase());  // codes and pairs have landed
-    expand({storage_.v[from].panel, storage_.pairs.values_of(from), storage_.v_empty[from]},
+    const int from = values_.from();
+    const int to = values_.to();
+    expand({storage_.v[from].panel,
+            storage_.pairs.values_of(from),
+            storage_.v_full[from],
+            storage_.v_empty[from],
+            values_.from_phase()},
            {storage_.elements.v[to].panel,
             storage_.expanded.v_full[to],
             storage_.expanded.v_empty[to],
-            value_elements_.phase()},
+            values_.to_phase()},
            rows);
     values_.advance();
-    value_elements_.advance();
   }
 
-  // Behind the first `rows` pairs count as zero, and so does what they make of any code: wgmma
-  // multiplies those rows of V by 0, which a NaN would survive.
-  __device__ __forceinline__ void expand(const Codes& from, const Elements& to, int rows) const {
+  // `rows`: those that exist.
+  __device__ __forceinline__ void expand(const Codes& from, const Elements& to, int rows) {
+    if (!__all_sync(0xffffffffu, from.full.ended(from.phase))) {
+      publish();                   // what the consumers may be waiting for
+      from.full.wait(from.phase);  // codes and pairs have landed
+    }
+    if (Kv::kHasPairs && rows < Traits::kCtaS) {
+      clear_pairs(from, rows);
+    }
     Piece pieces[kAhead];
 #pragma unroll
     for (int piece = 0; piece < kAhead; ++piece) {
       pieces[piece] = read(from, piece);
     }
+    publish();                    // which takes no longer than these reads
     to.empty.wait(to.phase ^ 1);  // all consumers have left it
     Scale scale;
 #pragma unroll
@@ -173,8 +187,7 @@ class CodeExpander {
         pieces[piece % kAhead] = read(from, piece + kAhead);
       }
       if (piece % kPanels == 0) {
-        const bool exists = first_row() + piece / kPanels * kTurnRows < rows;
-        scale = Scale::of(exists ? now.pair : 0);
+        scale = Scale::of(now.pair);
       }
       write(to, piece, now.codes, scale);
     }
@@ -184,11 +197,34 @@ class CodeExpander {
     if (thread_.lane() == 0) {
       from.empty.arrive();
     }
+    unpublished_ = shared_address(&to.full.word);
+  }
+
+  // The block that was written last, for the consumers. A fence lasts until the writes before it
+  // have got to shared memory, which takes long while wgmma reads there. So a block is published
+  // when the reads of the next are on their way, or before there is something to wait for.
+  __device__ __forceinline__ void publish() {
+    if (unpublished_ == 0) {
+      return;
+    }
     fence_async_proxy();
     __syncwarp();  // all lanes have written and fenced
     if (thread_.lane() == 0) {
-      to.full.arrive();
+      arrive_at(unpublished_);
     }
+    unpublished_ = 0;
+  }
+
+  // Makes zeros of the pairs of this lane's rows behind the first `rows`, and so of what any codes
+  // stand for there: wgmma multiplies those rows of V by 0, which a NaN would survive.
+  __device__ __forceinline__ void clear_pairs(const Codes& codes, int rows) const {
+#pragma unroll 1
+    for (int row = first_row(); row < Traits::kCtaS; row += kTurnRows) {
+      if (row >= rows) {
+        codes.pairs[row] = 0;
+      }
+    }
+    fence_async_proxy();  // TMA brings the next
   }
 
   __device__ __forceinline__ Piece read(const Codes& from, int index) const {
@@ -247,10 +283,9 @@ class CodeExpander {
   int source_;
   int target_;
 
-  PackedRingPosition<Traits::kLoadedStages> keys_;
-  PackedRingPosition<Traits::kLoadedStages> values_;
-  PackedRingPosition<Traits::kStages> key_elements_;
-  PackedRingPosition<Traits::kStages> value_elements_;
+  RingPair<Traits::kLoadedStages, Traits::kStages> keys_;
+  RingPair<Traits::kLoadedStages, Traits::kStages> values_;
+  uint32_t unpublished_ = 0;  // the barrier of a block that was written; 0: there is none
 };
 
 }  // namespace attn::sm90

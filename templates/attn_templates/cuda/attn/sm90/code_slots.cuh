@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a quantised cache takes in shared memory beside the slots that the loader fills with codes.
+// What a quantised cache takes in shared memory beside the slots that the loader fills with codes,
+// and how the expander goes through both.
 #pragma once
 
 #include "attn/sm90/barriers.cuh"
@@ -43,8 +44,8 @@ struct ElementBarriers<Traits, true> {
 // .. and (scale, zero) of each row.
 template <class Traits, bool kHasPairs = Traits::Kv::kHasPairs>
 struct PairSlots {
-  __device__ __forceinline__ const uint32_t* keys_of(int) const { return nullptr; }
-  __device__ __forceinline__ const uint32_t* values_of(int) const { return nullptr; }
+  __device__ __forceinline__ uint32_t* keys_of(int) { return nullptr; }
+  __device__ __forceinline__ uint32_t* values_of(int) { return nullptr; }
 };
 
 template <class Traits>
@@ -52,8 +53,44 @@ struct PairSlots<Traits, true> {
   alignas(16) uint32_t keys[Traits::kLoadedStages][Traits::kCtaS];
   alignas(16) uint32_t values[Traits::kLoadedStages][Traits::kCtaS];
 
-  __device__ __forceinline__ const uint32_t* keys_of(int slot) const { return keys[slot]; }
-  __device__ __forceinline__ const uint32_t* values_of(int slot) const { return values[slot]; }
+  __device__ __forceinline__ uint32_t* keys_of(int slot) { return keys[slot]; }
+  __device__ __forceinline__ uint32_t* values_of(int slot) { return values[slot]; }
+};
+
+// Places in the ring that is read and in the one that is written, which move together. Where both
+// have 2^n slots, one number tells slots and phases.
+template <int kRead, int kWritten>
+inline constexpr bool kAreCounted = (kRead & (kRead - 1)) == 0 && (kWritten & (kWritten - 1)) == 0;
+
+template <int kRead, int kWritten, bool kIsCounted = kAreCounted<kRead, kWritten>>
+class RingPair {
+ public:
+  __device__ __forceinline__ int from() const { return read_.slot(); }
+  __device__ __forceinline__ uint32_t from_phase() const { return read_.phase(); }
+  __device__ __forceinline__ int to() const { return written_.slot(); }
+  __device__ __forceinline__ uint32_t to_phase() const { return written_.phase(); }
+
+  __device__ __forceinline__ void advance() {
+    read_.advance();
+    written_.advance();
+  }
+
+ private:
+  PackedRingPosition<kRead> read_;
+  PackedRingPosition<kWritten> written_;
+};
+
+template <int kRead, int kWritten>
+class RingPair<kRead, kWritten, true> {
+ public:
+  __device__ __forceinline__ int from() const { return count_ % kRead; }
+  __device__ __forceinline__ uint32_t from_phase() const { return count_ / kRead % 2; }
+  __device__ __forceinline__ int to() const { return count_ % kWritten; }
+  __device__ __forceinline__ uint32_t to_phase() const { return count_ / kWritten % 2; }
+  __device__ __forceinline__ void advance() { ++count_; }
+
+ private:
+  uint32_t count_ = 0;  // blocks of keys
 };
 
 }  // namespace attn::sm90
