@@ -33,7 +33,7 @@ class Tiling:
     softmax, which of sm90::SoftmaxForm; merged_splits, CTAs of a cluster that merge the splits of a
     tile, at most (1: the reduction does); code_stages, tiles of K and V in codes, over a quantised
     cache. Of writers only: lanes, threads of a row. Of decode only: plain, plain calls have a
-    kernel of their own in the unit.
+    kernel of their own in the unit; cluster_ctas, most CTAs of a cluster of that one.
     """
 
     cta_q: int
@@ -51,6 +51,7 @@ class Tiling:
     code_stages: int = 0
     lanes: int = 0
     plain: bool = False
+    cluster_ctas: int = 1
 
     @property
     def threads(self) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from attn_codegen.config import AttentionConfig, Cache, KvDtype
+from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype
 from attn_codegen.tile import (
     ELEMENT_BYTES,
     KV_BITS,
@@ -27,6 +27,8 @@ DECODE_ROW_BYTES = 16
 DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 64, Cache.PAGED: 80}
 DECODE_PAIR_SOURCE_BYTES = 32
 DECODE_ROWS = (8, 16, 32)
+DECODE_CLUSTER_CTAS = 8  # that every device has room for
+DECODE_CLUSTER_COLUMNS = 128  # of a row: what other CTAs send finds room beside the ring
 DECODE_MOST_ELEMENTS = 16 * 256  # of the rows of a tile: what registers hold
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
 DECODE_RESIDENT_REGISTERS = 112
@@ -114,6 +116,12 @@ def _decode_sized(
     sources = 0 if in_registers else round_up(warps * source, 128)
     work += warps * rows * DECODE_ROW_BYTES + sources
     ring = warps * stages * units * _decode_unit_bytes(config)
+    has_clusters = (
+        config.arch is Arch.SM90
+        and config.cache is Cache.PAGED
+        and in_registers
+        and config.head_dim <= DECODE_CLUSTER_COLUMNS
+    )
     return Tiling(
         cta_q=rows,
         cta_s=warps * units * DECODE_UNIT_TOKENS,
@@ -122,4 +130,5 @@ def _decode_sized(
         ctas_per_sm=ctas_per_sm,
         shared_bytes=round_up(ring + query + counts + work, 128),
         plain=in_registers or (rows == DECODE_ROWS[1] and config.kv_dtype is KvDtype.SAME),
+        cluster_ctas=DECODE_CLUSTER_CTAS if has_clusters else 1,
     )

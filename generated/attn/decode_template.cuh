@@ -89,10 +89,12 @@ void invokeDecoding(const typename Kernel::ParamType& params) {
 
   // 2. The kernel, which leaves whole splits to the reduction and merges ranges itself.
   detail::Entry entry = EntryOf<Kernel>::entry();
+  int cluster = 1;
   if (entry.plain_address != nullptr && detail::is_plain(arguments, entry.cta_q)) {
-    entry.address = entry.plain_address;
+    cluster = plan.cluster;
+    entry.address = cluster > 1 ? entry.clusters_address : entry.plain_address;
   }
-  detail::launch(entry, plan.grid_x, params.stream, arguments);
+  detail::launch(entry, plan.grid_x, params.stream, arguments, cluster);
   detail::finish<Kernel>({arguments.params, arguments.plan}, plan);
 }
 

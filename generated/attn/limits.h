@@ -29,6 +29,7 @@ struct KernelLimits {
   int packed_heads = 1;   // most query heads of a group that share a tile, a power of two
   int tile_counters = 0;  // ints of AttentionParams::counters that its CTAs take tiles from
   int merged_splits = 1;  // splits of a tile that a cluster of CTAs merges, at most
+  int cluster_ctas = 1;   // most of a cluster, which puts parts together; 1: it has no clusters
 };
 
 // ctas_per_sm: the occupancy of a kernel that is loaded, or what it was compiled for.
@@ -44,6 +45,7 @@ inline KernelLimits limits_of(const KernelInfo& info, int ctas_per_sm) {
   kernel.step_ns = info.step_ns;
   kernel.tile_counters = info.tile_counters;
   kernel.merged_splits = info.merged_splits;
+  kernel.cluster_ctas = info.cluster_ctas;
   return kernel;
 }
 

@@ -31,7 +31,8 @@ struct Plan : Workspace {
   int shared_bytes = 0;
   RangePlan ranges;     // decode: which CTA computes what, or would
   int counter_cnt = 0;  // ints that AttentionParams::counters must hold
-  int cluster = 1;      // CTAs in a row that are a cluster, and merge the splits of a tile
+  int cluster = 1;      // CTAs in a row that are a cluster, and merge the splits of a tile, or,
+                        // in a plain decode call, the parts of its rows
 };
 
 // Plans one call. Throws Error(kInvalidArgument) that names the field: a value out of range, a

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         883a4c187267df23c0fb8e9c79731d1415da6beca998e91d8bb32b08e99ce46f
+// digest         04f9e0bc58c3447b998d0e12bd90abb5aabb503b1554f86b2ce86989cc79f83b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         9e9df36217f8ba7a46820b08b75ba7a1fcc5f10305f8efa5bf854757f3a56bda
+// digest         6a2d2ad9a109203a39a3b2139dc163ea1b9156fc7d3850d1912829d4c4bd995c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         8a682f21c91b7eb02d9571bc2c8662cacec2228c388d5d128eda571927e04886
+// digest         d67d37762cd5cc06870a87a8dca5bda292a1ee7daf9898a4cd73dab1ef080a66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d96f206a890016ad313da04e1b4dc4cf06c654b50211cd3730636d8fe1b286f0
+// digest         63ec77965d47ccbab0b8f2ff2feecb5271b11de1e75d329b779a0b0e73c030f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

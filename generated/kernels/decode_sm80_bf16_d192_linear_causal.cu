@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         32451d1da67df05f8009ae4fa85d8491ca440f970b29f967a725db58cc67e02f
+// digest         9e993f6ce56fdee010925ece841b59732b463b3abef33c991aef43c3e25c2878
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         d0e3c91aa2b62227d49e18cc5af83aec65f3ae1655cfaaf25146113bd6ed3fc2
+// digest         2975af15369b0e200076e7ef771da732da7fce0a63fc7a36cb5c5bdd78181384
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

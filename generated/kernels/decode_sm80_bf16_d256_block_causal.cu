@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9f6758f48e0a4f40a613aecb18ae557ebea2ab5cb11cdc538c0398e085225b6e
+// digest         3853d8a94f7261301084c037f9d4e5b60033989e4a0e893cddcaa98a1cf46c58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

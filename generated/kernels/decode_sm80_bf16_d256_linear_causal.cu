@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         2ee33d798b492b8c19483df887016c0c5c97a90aa5df6890c1c922d2d1fa3277
+// digest         28bc3aa18edc27168170b2aff46f4588b117613cdd6fac48e5d48b5cdeda71c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         effb0cf5c00fa5a553b68e76f9264ea0c2ffd305f3b94bdc3ee830929f94c679
+// digest         3cb5ced5ee0e9a6f549b63855f7c9c3a2e6dd1c76eac2c21fddae5f8f29150bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

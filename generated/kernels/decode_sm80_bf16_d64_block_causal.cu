@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         15cab0f433553e890666a450646f64f015464ac351796fb7ef238974fd31b6de
+// digest         36a4de7e1ea960c13bd6a76c658e6f9c1a93a54667bab93351f6c0e22e3efc21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

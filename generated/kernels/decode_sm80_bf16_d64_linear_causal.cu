@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         09f4fb3138170a17e6c20184e0eda626994206da445e02bc82bc538e8a267842
+// digest         bdd22e000761fce636f5894fc76ebe2cef262ac4925d6235a3ccf0e12843cfca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         4f4d4dafaa13d339348991c2831fc3fe3190837bcf528078b04108fce52d9f22
+// digest         bec0694448071418c00c941b8c73abcfc382eb26b7143d6f5699a2744f487e7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

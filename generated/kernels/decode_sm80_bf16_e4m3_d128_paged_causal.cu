@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         f2b13570e42a436606f546c80e756f99f8ff21c2fa28e3e852b9a448d5eae527
+// digest         78c031c7e6da156f6d157fa12442eeacf9a065fc3bd4678925cd77979d768c5c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         3bcc7bfb309b6c36a5e758291fb6651ef96c9abad453dce2b741fb80fd7657e1
+// digest         2b4434b87df68151033210e317f37dab988baa2ff4c25cb11df759c5d30ccfc8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

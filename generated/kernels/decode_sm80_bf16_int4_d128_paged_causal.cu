@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f0e30bd423ad6044b86ef87297dcdb9d52fd97c959d3a647bf01bd62c7cdac0f
+// digest         bbe9859068d50b287c77a9525af99c0549f05639669cf3bccaff0888f96e8d97
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

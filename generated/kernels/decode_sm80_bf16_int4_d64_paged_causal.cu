@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         331a3d26d8db2640e074bcfe1cea8cfb951c9e4fc78843ecac08dd7a702257b7
+// digest         db98d427d8e1681e20fb7bd33bd26e6b131f94e2e7a210054761f96c1616b616
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

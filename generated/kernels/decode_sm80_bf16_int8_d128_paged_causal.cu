@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         7d0dbd3febdd105274520099768d7cbceb0aa236fdea4b4d294f571fea703d2f
+// digest         0377ff886e71c3b9d0e61efe28e8b373a52c45c5fe0fe495cb60822131ef7bbd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

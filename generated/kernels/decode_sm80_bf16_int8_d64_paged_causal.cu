@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         35c94e0a13b502ca17d6348d0892a9dda145ac1345fadc675db1fd2e9a5dce21
+// digest         f761aad683c55bcf7f9023f473d44e903c78aadad0cf9344323ed9dad3b60a73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c00be39bd355766ee2e1981545a74545bf1f6968d7c95e5d2b59bcf54389f418
+// digest         aa12d5f609f5445dc7fbb2d044457dfacd1fb85fb5740b1d8eb7e3e19ff43695
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

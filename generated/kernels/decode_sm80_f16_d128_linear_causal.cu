@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         b40e50fab1a9fd6f876c4654e4b1ff9bc960a488e8a8a369b8db3a808c3188c6
+// digest         1af8e634859b1ed29f3fe5c395eab98a942f2afdbfa21f8f36e3ae151df33e60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ae1788ef4d5395b57ec0fc67928b96580f7eb5c589cd19850ae5efd2b94131ca
+// digest         cd7bdcfedffc95e88102bb2f7bd33252861d76027df242504a230f37962f13a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         98d2b0be0d94d40ca2773a0c47bab73db881f47963b4110d6476b712b1ece199
+// digest         a21d4ef8bae1618a99c0af1d759ed2540d94b0d72b7594dd5d4b37ba5a63348c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         45237e6e8dd7ab4a18ed135eb2e739f2c5504c64a459827cdb1c6b55f1b4bda6
+// digest         2b771a310aff4fb40f2bdcf1eba66cfe14a20bc624a5f1f114e9e6386f3b6822
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

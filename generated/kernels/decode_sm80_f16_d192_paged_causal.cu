@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0f438300cac1b6f87c07c7e9993af25882275a5010c57dc641e386984ae4be91
+// digest         529b8bc6734bc89595b69c1a7259916b823e2676376253e931fc5368debb8f7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

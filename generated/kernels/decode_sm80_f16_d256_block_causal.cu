@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         d8e7c02d63e549a425b1b42dc46e3d5d599cc933a3133794d02135833b08ddb3
+// digest         298d3fecd55270da702e8a07ff826e4e1580c6b825177f8d70e8bc5bdcd6ef14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

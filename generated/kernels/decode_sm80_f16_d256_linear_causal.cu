@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         db4b47140a3a3a35d09e582752b9c22bef9dad26a8f7cc87fcb018631acf718c
+// digest         1b6e8c67581c746d39f27b60a897e94c0e63c065af1a71c5d737031c900abf5b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

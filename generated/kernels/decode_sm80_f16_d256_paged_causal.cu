@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         274bab62888d2fa7bd38f526d499a5fbe4938037e4a50bba3f5d2931e2ce087d
+// digest         550e09c3f98610278ca6079d10500b7276a6ac14b4401980843f252165e61dbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

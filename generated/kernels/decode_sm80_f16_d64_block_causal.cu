@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         71cbd32faf0dd34ffb591eade97abfd6573ba69dd122ce369f1ec4f51f422125
+// digest         87d6942636a332fdea54a01020a80c05dc7d49d4280c276d7c9c617c0c3c6e81
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         86e079ded9d03195fdf76fd94af20fb96ddb3814fb808d13e5ee53355a5eb696
+// digest         2c059ca768230c2554ad15eff121f47071b26c8e0b1d29d7d00455dbc7870996
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

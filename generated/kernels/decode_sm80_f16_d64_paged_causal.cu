@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         96ac7e5aff37184d6394469e70d825fb40a1a2c3eb16282841b120eb51ba12fa
+// digest         04e329aca82fdebb5f8b632c5eac87d485176772f7331f13f58f707986c831f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

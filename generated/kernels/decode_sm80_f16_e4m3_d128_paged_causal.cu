@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         756d730813f0ae1973b4eaee40cded297d1567893dc79ac78b123fad6c33e709
+// digest         5b51feb1161739ff80cd0902c68a920dbf1251d6d0109dcf4def78367e86af86
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         05212f0b43777752dd8c5eb0e643eb16f0b03e709b03bf4f17ee46dc1624bd5d
+// digest         de0db2473cd2143930436e6877601ac1444c24dcc0687b1994014cd31a229012
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

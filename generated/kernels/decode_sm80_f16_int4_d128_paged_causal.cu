@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         761931294096dcffdd2bca458bc35d9c6ad4ba5b0831a73cf92fbf57b3c10b88
+// digest         576b0973240af11d35bd2bc486921dedeaa5a9a72b951650abf0b1c543a55b42
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

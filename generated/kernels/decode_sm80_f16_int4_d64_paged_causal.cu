@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         dbd101967468dad92b292fbf4d4105dd7d9645bf68378131f214a200f0df4a63
+// digest         6a750c7f5e5254f2fb91fff610e604232a58f5fc1efe529ab325dabc7764f1eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

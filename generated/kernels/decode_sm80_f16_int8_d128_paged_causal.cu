@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         288bce00c91c7666600ed2d3f39c702c70ee29ebf6c436471bf268af51bdc2c9
+// digest         ba66a5233261d8563e8d6f3f03f9d608c6093b35654c24f5d1625e9fdfef9d6a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         48073edba4358433a446a5ea568e0a5f9155e04715e857d21313d8aa46301b4b
+// digest         72c93fab71447524906225c6c5dee9da34ef90b98fc44da6aadb2a903d94da93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6bac8551984776b461ec08dccf1e8872976e9615ba3010673e591caee70241cd
+// digest         2047631e3e8c2a9c5d49c5312aa1e64b90522f54235c8eaa969a1c223084bbc8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f122786324d5d3cf2fec0e830c15c94318182e7ac216b0f40641cf8834eaffe4
+// digest         df7c82bc9e95250d4cbe6ad0ba1ceb2cfb391ac1bfe144fa012bbd8a6b153481
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5c5956c947e91112c5c4f7530f8c94d0778809ded031bd4f28a6a79bc5a07a83
+// digest         f48a1a6ab35539e81124ac7bfef949d61ffa81c5145e9952db61b4f263ff2b47
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,6 +52,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode_plain<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_bf16_d128_paged_causal_clusters(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_clusters<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -61,6 +67,9 @@ struct EntryOf<Kernel> {
     entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d128_paged_causal);
     const auto plain = &decode_sm90_bf16_d128_paged_causal_plain;
     entry.plain_address = reinterpret_cast<const void*>(plain);
+    const auto clusters = &decode_sm90_bf16_d128_paged_causal_clusters;
+    entry.clusters_address = reinterpret_cast<const void*>(clusters);
+    entry.cluster_ctas = 8;
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

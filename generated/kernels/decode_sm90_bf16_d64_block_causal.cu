@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4a5ab963e3035033bd86aa94d9595030e1a22cf472340954205db38f8691fdcb
+// digest         b7f70e1da1d334fff8df1ec5cfb1938b58453b86758da79cadcecf2233d1773b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

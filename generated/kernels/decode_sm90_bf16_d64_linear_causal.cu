@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         45993ece1c903d73c1a9873f826f137179ec1ea8f4a0fe6c2bb3959c82ccab29
+// digest         8a967fdadefa001fa17f22ee64520e27a4011bff9d14c75ffe4f01e97480b1fb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         dc8194af2c390ca75ff4f52d2cc9a9ebbfe28179612b3e04be5baceb80d67b54
+// digest         422e1b32922b32b39f4ec059982a232d6eb3ac6b3f1e3343524ba75413f1938f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,6 +52,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode_plain<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_bf16_d64_paged_causal_clusters(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_clusters<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -61,6 +67,9 @@ struct EntryOf<Kernel> {
     entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d64_paged_causal);
     const auto plain = &decode_sm90_bf16_d64_paged_causal_plain;
     entry.plain_address = reinterpret_cast<const void*>(plain);
+    const auto clusters = &decode_sm90_bf16_d64_paged_causal_clusters;
+    entry.clusters_address = reinterpret_cast<const void*>(clusters);
+    entry.cluster_ctas = 8;
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         54984ad57e1983bf41ea1898fff39061651fc2d3381d638a4317f561e1dfb0ac
+// digest         2597f721a2365a455bf63e393875169fe524d4e260acc074033fbeaf556f0284
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

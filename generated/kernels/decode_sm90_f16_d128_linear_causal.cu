@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         2f0191b6ba2625a29f201dd5c368901b22bc3297d0eb556272634963dea876c6
+// digest         92b5ee5f0f49627cc8d30e1f98ca35302f98356a2a2695d9e6f0d064621a7c9d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         377dc6b1d6804e9aebd4d9055766eeba4fc8c4428d54cf7a3c3acdfb38c7c47f
+// digest         f3b98fa69ae1702ae1612f47f83e902993c2a3ebf2767221553a26706b070f1e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,6 +52,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode_plain<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_f16_d128_paged_causal_clusters(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_clusters<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -61,6 +67,9 @@ struct EntryOf<Kernel> {
     entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d128_paged_causal);
     const auto plain = &decode_sm90_f16_d128_paged_causal_plain;
     entry.plain_address = reinterpret_cast<const void*>(plain);
+    const auto clusters = &decode_sm90_f16_d128_paged_causal_clusters;
+    entry.clusters_address = reinterpret_cast<const void*>(clusters);
+    entry.cluster_ctas = 8;
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

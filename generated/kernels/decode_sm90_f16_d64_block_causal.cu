@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1c95ae7c548c20f358877114613ab34540c1fc0e7003cc58d6dfff1233914148
+// digest         390d007a2b39e03bb3c82dfbcf5525c00f318108d4a36602521dbde26459ccc8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f833c4aed856f8a6efa618295350a465260f433d2bfd9a0f862c8eb104abfa3a
+// digest         10314fa21973e005df857b0b52a332c09d6de655b57fb39a601ae635f522e605
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

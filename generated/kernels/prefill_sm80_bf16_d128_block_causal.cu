@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a1dc2d2e8d517024616b17fdc2b0912e2a0979085796c05eabbf15f1380837b1
+// digest         c38bf5da42e977c77f8483315dcc54c80a77d291022182d26705e3e1015db3ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         fd34b5f1518945ce1d44b6e0c8f027142ba57dc47b43eff894a60f7ec765c0d5
+// digest         b2ef961ea21d994ffbf5c0bdfd23c4af6585d8e2c44508c41a7d9819cc8ca497
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         896827d4e77f80d6b49793fa8ac5a3f89eba7d6fab1507bd3665f27ef605171d
+// digest         799f63d7100779f1013a77e387c806bcd3b792da0f8004e12d467d003a78bdf5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

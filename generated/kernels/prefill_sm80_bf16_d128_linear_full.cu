@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         2de6646af987c8c5baed2126203facd8196a68dfb9af8f3ae28f07ae9eeb4262
+// digest         f8fb4fa5c71cd1f8c30e74618edbd66df49ae939e3c88504a95fc6d0eec15925
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2c0a066b1b8774b80cdd31c6334a4db86fc756398d0e81eaf6346af2a5e4d1bb
+// digest         77f8f74c750e873f8db8a263ac4d7f844b6616d97dea4b7b75f8ad17cfac3208
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

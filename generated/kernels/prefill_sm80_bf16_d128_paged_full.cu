@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         ce89f13dc16f1a16dd13b6c2107b2543e4a50833d400b78b5163506bc632dec3
+// digest         8a6f8c1c21f3eeaf86c27fe63028bc9edb0de7a97b3cca50eee4148854d8a4fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d9ff0fa5ee9d06f3304e79605a81f0e999da77669cb7daf0fbead842445b8225
+// digest         4215ce10b51bc3826ff8aceb69fb0c2066b6fc9094b4523d09f5e44bf95ec23e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

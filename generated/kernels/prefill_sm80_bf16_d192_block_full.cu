@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         8b76515e9ae0d4617a49d63bbfb76080ec2626f308c025f9c1c6096dd5d7499a
+// digest         d134210b88e07bea8f023168f3be207ecc952f1948924115563ae2881b923ee4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0caa2e2c05da65d0dc896194ad94edf77f88516fb40f6dddc6f9462b32d980d6
+// digest         f4eca21b86421bdb208e8a05bc6ebb86535cdd447884fc46496c13530efe975a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         4cf48b423fe2c38c865b357580043a334bde604d95217946e1bd810c93975df6
+// digest         9391942271d5fa180348e93bc72c9f7bdef006fa6022d6cb7cdff9000d61b0ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         e7a9c0cfeb7892e8eb9e0fafa8719764aaee7fed230f0af6f90b49980164ec4e
+// digest         fc527fb27b49a25304b660b155e2a6a3c3f5468128c49f32b87a4d291cbf52f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         0c96c20e2deba6bd553ce0528ee421a0fcb72697e391587eab99745255cf52f1
+// digest         67e91ab341b0182272163b55b71787070a66aec102e8bf24b3cd56bccb40f665
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         463b554fe070f8f33e8681d18c18511a557e9cf4018b4bb51458ac2dd78f309c
+// digest         918b8effb26717873ba8d66fd1a3c9801f69eaccca21d74c61410f8d81415b58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

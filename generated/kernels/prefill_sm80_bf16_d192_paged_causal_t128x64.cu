@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         99d077979f9ebcee2f5ec9db0642aff3d340183e607a1abcd746e8f65d1fb093
+// digest         2313e5c74575b27f367dbf471b740a38a38f0719e23a186171eb6db08c6aced4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         fd355252276a9dddde7e6c70e8e51fecb11d0983b05f00b22f4bee367d8aea15
+// digest         a3bb29036eba0707dcd123b4cc335e7ec4a8cf6b4375046a3be15659865e6362
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         51293d7f0f3656f78c82f6673d703228c84bd09f70d38fd14e43037e90f5f0fd
+// digest         116ada462aadccadec76c5deb994d775df6dc33ea048ec27a9e82e4ca2be15b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

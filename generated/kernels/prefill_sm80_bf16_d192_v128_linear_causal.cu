@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         cabbf90482cb8990d8e3c09dbce58750e4a6ef5a3e8f73d10ab31535cfc98b52
+// digest         8fb99f2d5b13dfe4cda283863107a998671f0fb62a7937ab601c9ed910fa4750
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         65ad9d7264dc6456f0cdb2d74a1afb4d8d4832e94d971ab1ac1f6188ff0be0ac
+// digest         eeb75362ba60acd7fd3951e6fcda80d8fbd6d96106fd87cb0062aa19af80fc97
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         a7356c09c42fdfc5eabac923b0e215f6fa9a31835949e78f14e2b121a45450bc
+// digest         3a4d5c0d10a63fbc4ae1db41ce802ad47896dd049e1432db6bcdc1c57d1e0198
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d490d383aaa3024c3e63549cf1d373158aa223f987e3912ac36a569306aff183
+// digest         13354c6f8b79fc763df3bd5bc69f59f6b52fb392948210d5de13786c0a5de284
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         94d218d60d1aa41fcd5efc0375afa692605aff00aaca42014a3e27c8ab9c1994
+// digest         c9e7fb1d9b1d23432f2a40dd91e9c4523d2d2ca3926e8e2aff385877226d81ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         58c35e572e3f8cb1ce33b8838067095e9c5e0a9774cf79505d101ed51383f1fa
+// digest         ef2a129fd6a47da9caa988af973af1ed1b261355cbd2f3becdc6c0caf504e6d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

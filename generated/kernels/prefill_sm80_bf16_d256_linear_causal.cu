@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         1ec210d96a41641721ca93062de5dfae65632bb1def74d89bff5b1d5af8e4ed9
+// digest         9a0b8f721198f551d096d334b5fa5bd4b616e0488fa22a96e5cf519d14f3496d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         bcd89c047b4b9b63201b628ad9fbf0d45afade1328761eb0526d977dcb88ff01
+// digest         1aa4c5f10aa86f40e70b21d886229e7a6c9d36207e735482efd8e7dc929080b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

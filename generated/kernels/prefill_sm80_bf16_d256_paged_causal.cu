@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         441021dce604fe6736c10edc081ae17cf04c18d6a476365b689073067b1a6728
+// digest         bf201a16e239f19a62a1cc256b78edac802c3a8725f42deab906288e603b07ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

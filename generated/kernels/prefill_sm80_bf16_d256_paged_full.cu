@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         183d617b089aed08df06df63a76f69a2c8b31bc6d2363d0694aad420b50c9dca
+// digest         3d60b5e12337f2c778b7e9db1f73ce4770aef62ce9391f1c67ac6773204897fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

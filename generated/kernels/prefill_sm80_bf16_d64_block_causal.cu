@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         a4ffff0a8a329062b2f6de72f899b9c48e030d1abbdf1d6a2dce2d546ca14d27
+// digest         9164a18c2b50bcae321ce785457a6f78000d8d210880ba77769a26ebec426e17
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         98065b1d6f42e5ec5499ac5085b62ffab998d462b47065557df863d09674ef30
+// digest         9e59719fed26200fff511c219b314e5d50a741727e81bc184b6060f6da69f8e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c021e3051c4779454a78d14bffd2f385b74673018af64b52e26f00951810ced9
+// digest         d63dafdfd8867cc8ad7cf2fe68440b8288a4df70ca9e4ae36fc0313a4116fe0e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

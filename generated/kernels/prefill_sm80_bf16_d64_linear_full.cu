@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         6d48ee798ba246bb33bd1990fc61aa8dbb75d6134950beec74d5dae897877bc1
+// digest         9153ac186a7bced906abfaa8cf75ba531f0e6bce4e86f42e178b30a82715ac47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

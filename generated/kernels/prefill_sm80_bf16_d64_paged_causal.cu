@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a5941feca11349cb46e21ce4d884b6d81c882e7e4d8d69b896843acf38e22326
+// digest         a17293687971ff4638c55cd49da22e08567581b649173d915e1b79af01ab3e75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         b2dc8fd33e28c28314d44c4aec0c4b9ceb0d802093689acd3e599fe18a2d716e
+// digest         852e33cdb5ea792bcabed17495b80f189123fff0e667d534f438ad6cffc6674e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

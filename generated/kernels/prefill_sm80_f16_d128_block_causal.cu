@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         2110f4dbe7dc1dde357296bfc58e7f2e25a8bc55f7fdb72f3ea956cc6213cdee
+// digest         c55fe2fc1e0909240a75f78cc0d6554b76dd21754fa4850580d80a62670396ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

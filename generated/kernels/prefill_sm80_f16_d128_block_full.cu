@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         cfbe0620bd557f61ed1aba18ed395d7e3011e8f3a1f83abe277148ca1cc00e99
+// digest         a97e84029bed3686143b052796c22b8784fc0eb387a52c595d002444e4442c59
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

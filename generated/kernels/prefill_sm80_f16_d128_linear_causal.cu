@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         cf5871eecb285a6648f8b9281418c488a914228c73bdb7cebdf0578091c6b167
+// digest         e9815c0812450b5052e49063e4694c41292c8dc9216e48d596c0540a08a584c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

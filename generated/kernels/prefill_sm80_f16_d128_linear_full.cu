@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         d19e9a3e43683fa49e1909e879dc13a255dcdeb66c9468c0e50cd7644bca6017
+// digest         8535e8ab7521d679f9053519f17cc6814fe0d8cdacb61f078ea0c15efb07088f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

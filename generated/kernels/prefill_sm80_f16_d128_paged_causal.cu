@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f8a8b0d064c552f0830ced3b69ab540efcb84fc7eb2943d02de62e34e1c6365d
+// digest         9660facd487bcf4f3e9803b9ef80f76d64d2d80082f23cbdfc7a586866c664bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         620b03e9bc44b90acedd4df59516e43d6540488a142738d1e942bf4ec202d31d
+// digest         9f2b49e3ceafa03389d0a8aa1c2ea8ecf2c94e2425bb78f9df3fdb8f2f324cd2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8d405c9284daeaa0e791db7a516e33334ad83358a83935a7cb1bb26530714ba6
+// digest         4aa6033c81aaf4ab2bb187fcb9af659a2f60a497828a16b7a6455681276c80b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

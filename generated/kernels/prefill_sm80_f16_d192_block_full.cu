@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         a23eab755f9e08c2ad76688d4eca9c0df6a9043c36821b7ce4d8331b0cd4b290
+// digest         e69305606a2e742c3a280549c71b22d8a30c527249714c98b38bbc69b1d1de6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

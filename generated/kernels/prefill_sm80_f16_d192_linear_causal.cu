@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ae524cb464621b1b391fdf0dde15f72a142dcad61e0208cbcc337500833140f9
+// digest         c987313117d0b29f83369557614eac596df562c83d81fa8f5249927ba51ac49e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

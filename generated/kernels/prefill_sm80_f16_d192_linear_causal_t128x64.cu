@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         3f261a20ed52720472e3275d242ade7f3728fe4b3df3d86c8f0be71fa26b3727
+// digest         6782c94a125037bfcb6072de16687c165b39c187d4097273062214ef81227fc2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

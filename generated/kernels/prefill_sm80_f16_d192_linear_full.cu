@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         bd6202790f53bf02e888aea4645c484c0c17c8f2b05f37f835bae7760ead7cf2
+// digest         0b6260762f7a8b57d573e7ea1f8098294de808628b8130a8e6d4e4347289b7da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

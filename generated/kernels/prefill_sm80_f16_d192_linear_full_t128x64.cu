@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f86ffa8cce9995bb0ec846614e3ea6d673d148a0735f3af1c07a3c5edb2dc5ba
+// digest         e7638a2a469ad46fe18dc60ac5348f6e13ff4f05776384042954a0979c33429f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4d4b54a84bfb1377a3b97fb67405b9aa938491cd617e92dfbf23c5bbb7653eb8
+// digest         7c34cf8ac617b8c1030818ee7c33b3f3cdd4423007d790bfd4d945e80e8ecb17
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

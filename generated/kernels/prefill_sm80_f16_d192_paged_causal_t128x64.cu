@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         f86ca99015dda31b2b94d4e956b9b1d79ca0de8fe12b33a1892ab56a6e5f1ee8
+// digest         e577059f750e3bd391b21e0d8b05fa2c3d3791223bfd32ab48b7255e2a3d42e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         b70236d6fab516be707080f808c80f08e6912af64c3157bbb28ac1ea6178818d
+// digest         017f25b17c0d07c727cc07d6d8f2a5290a582f3043c2c9d5d53f631afebb5cb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

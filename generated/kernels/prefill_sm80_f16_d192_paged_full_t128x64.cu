@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         55044d69658723278fbbcf380675310a9cae85bb9fbf061ac3c412a9bb2e0e87
+// digest         ece2b322f362cbd914b44359b20a4112df380ee7b47482a36f2f6e996b281e6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

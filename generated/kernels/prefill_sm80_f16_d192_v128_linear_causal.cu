@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         179d82249c3f9f7f02331da78148dc33bfabff3f7063f7768e292d11b4e7f332
+// digest         ad539b83d33b4f27e19f8628dfe3e496d4ba178d11c3b690a2281aed157904a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         ec122e5f2f79e3449dd4a2d15e5598feaf13f5770a459a821950193cea4e7ab7
+// digest         908f3dfaf5f2a588d4fb4f05d761fcc214ec022325b73fdf224342984d9ce796
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         09407622b35218a67dbaa40e8a87aaaacc7d40776194452911ed21160f7bb739
+// digest         740fac49ba3c28f8027f19bf92db39263a2e7a02fb9cc9c4e64709f19fc0e980
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

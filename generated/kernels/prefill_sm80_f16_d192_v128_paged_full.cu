@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d09a65d1b5c978d98b412998f7011d2702342c92865a9a3e2ec6fcb3102a493f
+// digest         24997fa37be9de50a40b2d27d33ab626220aa78a7aab613e76199e5f24d53799
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

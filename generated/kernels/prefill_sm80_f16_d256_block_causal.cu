@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         61bb4e5eed9a85ca07998c9aedb74015f8146045a0e887cd16eb995de925bc7f
+// digest         242ffa371efb63af2983f6ea6ce29b05b48b94d37b687174c3e0dc3ce7ccf4f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         64bcddab5aa46170cf5c3a7238cbaf9513cb4ef80b99b2134a9bb6b2aebfbdc0
+// digest         a9ec5f62ab268dde3f555856c35459ae3d82a78d3225a5a622b8485464215054
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

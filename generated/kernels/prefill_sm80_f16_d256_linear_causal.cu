@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         6df499171d65ed7b9469854686f32cbcf11ea82bbfbb541c96c833a0d0152823
+// digest         754a85d69467a58394054fb4827c5f2b866ccaeac484fa6fac070c65ad434977
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         c8ee5e5decccc750576239bb30bbd35dab9038d2e9168a6ab8a2d04517bda7fb
+// digest         9df445dfbf6009b19fb7a74598ee27d2e09620204b6cff00295753305a5337d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         84dcf3167f40edf44f32aafade0ad34c86eea039f74d9ee1b6b5a5dd0335c79b
+// digest         f7164e0b9b21487908fd66fb8313730df3927de4b680f267cb9f1adfa902e593
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

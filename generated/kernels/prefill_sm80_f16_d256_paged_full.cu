@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         4c52e36cd9a601be65782b75cc450defa99b1eeba71db960d1f39b1cbf0ae248
+// digest         90f9b07cf13c5cc612fd1d3094f96e0657e83f3b4d3600f04c7473b8986dde51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         93d5a333f9d81b79889f975e357f2f3de62666eb13045046e8456f1ac399260f
+// digest         690c86eca4bee4210af01aa67e440d8265460f5acb7a577d1c38791b8f0af663
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

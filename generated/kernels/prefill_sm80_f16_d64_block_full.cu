@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         07544990962da78a58abddc380ab094b75015f9b4bb43bd105f111b6187043ae
+// digest         779e23a521a570e3b58aaa80f2d9bd7357bc5bbbf858c96ac31700df93a80108
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

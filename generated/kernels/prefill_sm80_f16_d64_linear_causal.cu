@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         7e41ba10f8f7e4e53ed84d3ef60c4f42b1df5b5372310f0f61e4c669b5d26a0e
+// digest         3a6d75808bc02a3a39f8a2436c7f5ade7ed743980cc912b039ed2b1e0d2cf342
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

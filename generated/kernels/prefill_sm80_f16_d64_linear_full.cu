@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         d435096a535e3515cf84a44321b671225041bdee624155dcd0050a2dfb6f1d7d
+// digest         5ee32381386b4ece914f818fdc861d981f508d132b31f17f1ae406b87e609a36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         128881e77483946dccdde82b92e01393c092312fb8862ec096670910ab61d390
+// digest         a811968cffddd4f8484a859d4df5f11835b119ec65486c2e85f3a732f78fac8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         710e8827ae1f8f2d515709c834c8f23443771bea4f3a3ae913594f618431c050
+// digest         53800f9f8f25e31d76010dab797eb8489168cdc10d2a045ae7fb5d29d567d863
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

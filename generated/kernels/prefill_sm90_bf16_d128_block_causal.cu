@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ea5a06cfeec798a08108dd20f694e60b81382f9290b1e03966ff09cbf37c9995
+// digest         4e0aadb56b0eb3445fa0e06adabd9a845fcb96506a7096c9263be3a14ee4d321
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         ba84fa523ba59d71926eb1c5e7623875e9ce002b99d7725d5fcc4198b5c5f64f
+// digest         a008187b6a603a1a15da383eb42eb9bf2f392a3ef0d0ae210ff9c5b05d7ffd81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

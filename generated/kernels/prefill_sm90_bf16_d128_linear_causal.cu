@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ea505fb96b6902d28d47b0d3e935e86dbb748e1444a4343551b089e2783ce874
+// digest         014d4f3bbc5e4a8f63ffd69ae6f6787ba4657835c918746ed196b725f86b4eee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

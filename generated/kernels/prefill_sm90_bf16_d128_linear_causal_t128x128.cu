@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         a1aa65d852f760108fcfb71d1229ee1b9dcdcab1dda0e1789100a91c9329157f
+// digest         63be2105e8d3e1308304d1cd001dc37a5b2c32259e77cbca39464dc46ac9a676
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

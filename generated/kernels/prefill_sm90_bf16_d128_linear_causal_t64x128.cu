@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         a5e80d48c8d7e11d338ca5df9ff0cad0dd1f8204ed1dce22ee79b9c73ffb4c9e
+// digest         729f74c9bbe001221c695edc166139bdd6d9e15ce3fe9cbdc3b501323b075f34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         9f856328acde926a2555deb719bd9f28bad3e234b9729c937b403c99928b91e4
+// digest         6df5416254f5073022643bba7803a19def58f79d6eede1312d753614e1ef2a3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         d0cb1ec96c5eb1f4f7ad5f25475a03161f247d81c506070490ee144abab5ca53
+// digest         4771d00df48e69e7e7680acbe850ead7898dd26e122b14ff4aa67277baa45981
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         dc18cedc21410839923a91ce98a5f03e5d1b8fb429270bec5308e051b179c8cf
+// digest         a1df5c904e929a6ba1a1bd558dbb1d98482d653b94ee135ff7143d06b4cd479f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

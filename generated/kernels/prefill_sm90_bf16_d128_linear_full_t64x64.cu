@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         eba61ae87adff2b9a1380c2872d56990d0d33d1a68de3117a8c4d03593cca7ca
+// digest         dc31676329da0362e503e19e22241565a79a3a8408f6dfa83c59271cc458f8ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

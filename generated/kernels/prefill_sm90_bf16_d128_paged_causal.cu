@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         4b37f16c336da978f7220435ced017d7f741fabb92cfe346b60aa4c7c592885d
+// digest         c1e0baf3b89cb0da9d300fff03ab8c5b91f24c848068b605019518cf3e57a330
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         8076f1cdc2ccfc1a35089ddb88fa03a5448813a06f4c9bfe4fc10b8d7f5661ab
+// digest         5bbb1abc1682e8957268ca42d2e7285ddaea4fcc27a49002e4b1f61b0aab5fd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

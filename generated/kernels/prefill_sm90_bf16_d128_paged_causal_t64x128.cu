@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         a9055d54e65b1d706380728a9654de16c800229ca11263dcb1abcde353b657c1
+// digest         09308595c1a5fafa2688930ebbdc3e2281e50e0617926b4edfef9fa3ee2cbc14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

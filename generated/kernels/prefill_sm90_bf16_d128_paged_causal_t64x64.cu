@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         bad3ec17744f065f3b7714417c14ab57a69d690e9192dc1b82f6246225459f86
+// digest         f1ce97bddb887158fd1af46682b254ef6e9af04fc191055d5cd83d93c3c376c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         8298f4bb5d8c0d949ab89db2a9f50b115ba7b478af0699a500210fa2a9035595
+// digest         1b2a8f901582a6bad8b8e8f6d212c730e86f508df234ab636f7058d7c3cff15f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

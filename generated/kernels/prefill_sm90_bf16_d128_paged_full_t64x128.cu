@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         5a81bb4746480712b6a0027e5dfff923190ff4e8694f115e40a6972b593f05b0
+// digest         8951229d598612f01514ce2e3224414cf11186567b7a8dcb37c1d3e5896ddbea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

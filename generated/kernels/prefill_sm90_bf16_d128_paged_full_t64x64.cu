@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         4304ac3c449a19bc3321de82b66f428c6f2bb16c0e2c723cfe62d638ae581a29
+// digest         ae02e10fecb3ee095892a37c098c917692dc5dda7a77881c59f1d02feb141f38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         a1cad68e1e69c075080a95988327f0ea0aa42f0391def4161db0208e9a0dc55c
+// digest         a65127ebbfa5584032bfbd039340db7938f64359314888b8d70388f4ed579fd2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         75979672f0df2b6212cd44469ca84f90ec519dde7ff76330f9fcffd09fb01529
+// digest         ebc01fd212cd348ea7d1c08df2f180046d21ab7de293e3c6557ca03159869f51
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         a3590aed11b4b33939c208bbc18e906a09d5331c71d5d6e4066974466de7a3b0
+// digest         fa87537eaab3d63eb3adc979ab7e4f295de3a310f63a262df04d0b05fe0e12e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         016d098ab632a41cd9fac6706d1ff4c73ee8fe8fd3352cb847b701c5894ac153
+// digest         2bfff12465d20997ec8fc3b0b0332f6cbdb196a8eedbd67fdfd6dea05abaecbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

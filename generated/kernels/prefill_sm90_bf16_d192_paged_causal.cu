@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         02c669059339de8891c4040465cde602ccc0048d2a6653623a111e6ec89080d5
+// digest         8258cda9b56eac99d9e9a456ee33fe125687a5f5833277b8a2d2dfd1090df634
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

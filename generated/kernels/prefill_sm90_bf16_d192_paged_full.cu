@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         2350162917e57c9b071eb2f6f50e4d3c9428daee41aa20944a654e50846b0ebe
+// digest         5b8e08370745f4fef76a5d7a97f5d60ccb2ea8c3d166457fe11798c26d9f2820
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         dcde43e6c6aa344b580d5cee2433eeeafe1f850695b35a2525153f9d0689cb94
+// digest         661b3f858b9bf6000c3337030d2f44fd89a20ccaa6c3ddab70fabcbb7bf0bf1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

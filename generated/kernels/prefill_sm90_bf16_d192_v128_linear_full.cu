@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ea6a02624116be6c64984a2fe6efbabef7fd4f6e8eedd30d07b728fbf39d8b37
+// digest         0ee2945b189a9303a744e00b19f33c6b018375e17ec533e1207839cb13ac77eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         db1f47a472899cdd24b9ee5f8a7a0ba49eb64828333b2ce2aa19e9c02ca6fc6c
+// digest         37a7e86d5d91ca3beef5c709cb7e2af11248a1b3af3d5eb99549a1ee356d3087
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         75c93921f953ba9417dc73fc8f1f8abf778ec1560c09caebc7a8cfd6f2a05784
+// digest         fe947b7eec081c01f685881c0105010d4cd18feaa56d0bbaade539bcf3dd1d37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         963f5d295f2b3cbeb945e3a3e75a3e194850621f9714ee5f6602577bd94becba
+// digest         2fa615a58d86a241cccf80c1a8709202461209f6dfeb0a14f9a24dd20e3e7543
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

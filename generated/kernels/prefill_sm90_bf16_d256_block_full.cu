@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         167c19655965d355eb454c483cb9342861d2e8f17bc8290c69191f5fd48ff771
+// digest         2f2ddb186d5b76098598d260109bc8591ca8e4f156a3211b7fa0c3f1597dfb28
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

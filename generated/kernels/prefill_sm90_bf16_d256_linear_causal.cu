@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         bad6d85b8b0fc8d4f4b9120e40aff9de3fdfd295b6d57e2535c94acb00142670
+// digest         1960e015e61bb5673d97242229f995947c8049a1524305b4a36079b0a6a05a3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

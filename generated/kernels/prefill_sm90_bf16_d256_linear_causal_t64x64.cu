@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         809195a09061d2eae4c57277a7107110ff694f1232474bdcbc36a549c0e14f40
+// digest         6c19620bcb1beee4d29f5af04b8475d540af26075f35a0208429e7ccfd7f0fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

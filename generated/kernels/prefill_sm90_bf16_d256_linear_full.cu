@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         bca5ab04dedaaa7b75e2c605fd716af88eea56ce863c5cace70530763dc28ee2
+// digest         3e75a701a246bf829f9560731087670fed2af2e7822f58a55d0ee9ea9fdfce13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

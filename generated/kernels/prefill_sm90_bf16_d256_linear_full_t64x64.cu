@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         9054ed953d1cf2eb98ed777b3e9ce026788def204be3165455eb686976223347
+// digest         ce64670f67bae07d0eda7abe97be999e0403dafcaa953447d548845af5b0cf89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         1f86538a7346ec7c0fecbc273a1f5bce089fedc26307223decc682cf6ddbbee4
+// digest         e6212148adccfbd82dc16ef49063f4d5249d09197d50f97a4452a16b3a262ba4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

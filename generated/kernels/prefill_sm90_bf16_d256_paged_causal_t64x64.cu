@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         63037caf5dcd2e4bc1f1480545967e313772ca71cc6e27bf6a55aa016752f7f9
+// digest         de054f743978be983ef3d1d96065d44da7630d2fddbe66e20d7d12dd8d31541a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

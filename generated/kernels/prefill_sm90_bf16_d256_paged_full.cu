@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         de9ef37a8751f6b75afeff300049eaea654d4dbebf16e37318f74d4601e0fed9
+// digest         6c541eb472384a08da500ff65b7e7573805d0799ded48da80e58b495fb5d1f10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

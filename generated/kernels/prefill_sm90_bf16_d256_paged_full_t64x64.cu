@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a39de2ea0d1c57bd3b53f1d9628695aad72361063b2639dc40e294c3594be02a
+// digest         d8f120031b06c00f06577a9d17d746c0569d083729db9788df472d1c6f1e7a69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

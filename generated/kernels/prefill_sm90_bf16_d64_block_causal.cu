@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         95bdfb4ee88299ac25de8c33b9d0c6fb8e3aa580feb734a6d42d0723e9000d7e
+// digest         375a83a14f70d068c8c3f298e25c8398a9f3bfa389cfb50bbb64dd6764529f25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

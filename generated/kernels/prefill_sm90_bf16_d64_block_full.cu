@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         9e3a9141c25d27dd3cd07f5dd2bb7bb35545855082bdda8060f59c831135d1ca
+// digest         0710c4acf8d685b25b7998df01c4bebdc751c29b973f82803dd197b638de056e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3d6177444ffbec4026cb29e64c018dc676484c8170e478275c8ff7725491ce72
+// digest         0055e6d4a9d1dcc7756cd58073956dc940d50f01a74681bfba1ad3cb95c83b44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9b33d80964374310ecae04cb37f66eb85baf0b83ce1793ffe53201b49ddd4f57
+// digest         35caaea5035d945d29fb9e422c07b4e8a7e8ab3d61308437cf8e8fbc02e4450b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a5342b5767714b1037f4ea0e4b9a57ed7ba52d9f7c9051c3b22af2c0fb368513
+// digest         9e6634484bb970f65b13c24d07fe8d42e24db3c84dfd08175ae5f853be0896d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         25c61042613ad07d8461264c0bbbc4aaa855852ace0de8a5e4eae8ac10faf2c4
+// digest         fb8fff4324b517a59bb362c007fd373c6162c245f90694371e9e0ff9e506a6ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

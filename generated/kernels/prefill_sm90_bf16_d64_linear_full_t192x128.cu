@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         0e5986cbfe4f967b95a20e603196d7a1dea36c880470d3e09dc30829ff3f11dc
+// digest         857e5c8535e50d8925b6837a99002bdfdc7617c305fee77873d371b56877eed3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

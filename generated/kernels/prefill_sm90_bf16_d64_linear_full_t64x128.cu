@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1f0867a9f4243b6046025d488a321f05aadbfd28564b2598d93c212317fa5dee
+// digest         b905d920a0388aebd86fa5ea9d0f53244a0d68b14264ba3901fd0ab41c48f504
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         80caffc12f95ca5d235e41260b2916b358de86dd8ea945b4093533343c59a7fa
+// digest         5e19a306db6a9ac66396987aead5aa77886fe96178d230a6893f385ee4c1b782
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

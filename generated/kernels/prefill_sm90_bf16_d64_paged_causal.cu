@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5e5e26f691b4a9f8979d34568499b97a686d8947b290ace18bca9749f1edf3be
+// digest         b266f4098b07033d311beb7360b04f05cd63147967be7d030dbc9cc59b63d82e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         70ccea09180c04794c14442f27aa9a36e58f4735f621e83bec2c50cd4578b415
+// digest         c02ab7caf6626c72828ea9767ff22fed9ccea413be4616d4f8a52589865ca2ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d5e6fee7c2fb4eb54a23cf16df3076e19b414c2daf2f8dc0266047011a277e73
+// digest         d013e0a3630f0882638b614a228675e03719588aa30d0ee7f20f7b23d01cd64f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         e4b19bc7841ab35a452225bc96c77b2b3878415f7f9cc651ef3e4a5d5ef98121
+// digest         06d67c325959343f98b59e9656e9f0de90c563f6c39a35f6a25bacdee3ea6671
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

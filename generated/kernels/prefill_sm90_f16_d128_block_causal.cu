@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         bee75445c967d017100c3aa8864d53998f6493ccfb803cf34d4eb2dc4fb3a8ef
+// digest         b776213bd948100c8c6f187edb6bf41c7a64b39e8b0f7bb61cecb87162727a64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         9fcd7461240717e13bb0de2c225518390270f0da5ef91a2be4a4b118c6c4041c
+// digest         77972dd832123c9640a25288dcc07f252661a71bf9aa9bc45085c06f6c3998d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

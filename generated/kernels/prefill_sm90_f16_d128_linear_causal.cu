@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         fb969c9b9ecfdfe91d046dde1389ee35ffe1129ec0a4642c275e5e146cf8a60a
+// digest         0f349551321ced6f341ea55964590a4c210c22ff3f0695824e40605e276fe4bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         b04ef0f5c849e96baee106fd3d946d146f15a402eb2c849d6e36336a219129eb
+// digest         93ddf3b94976dfb49faa438158952da9b300832db300cd26f7f4f5ab26aed0b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         2d1fea4ebb517a3e470c196559e6258ac236f045ca05edd37266b658416dc4af
+// digest         7cba11cc21ad3cc3fa492d3f254b5aa54b7d340445ceee010c255e04d517bff4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         c5298fd6181fab6bb61ea8ec410e6e04fd1b20ea97a8b7e6438ce97cd8db86ae
+// digest         882ea60f6b43d33038d701c864e38a73bc22efd5f989b3b2e53b28ad685b4ac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         af5303551c2d3c0d46acac7cdaf1cbcfbe9e07160e976e89c89a4eb8c914fe43
+// digest         7ccea460a7d92f75bae5f3e29aea1654f51994e012eef0f938f338115d436b08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

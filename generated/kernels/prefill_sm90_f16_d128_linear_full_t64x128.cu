@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         6e5d68786d50aa698425f53a55e2861d4e26a0c14db3cc2d833344fac6f82431
+// digest         bc7869b2436c771d33a5bc8c5bf45eabe5be7119bfb68e4f6ef619670d470b22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         ff49ad95a504f38314a516d7183705d5c9ae71fc16acf433b204fa49b91ef6f5
+// digest         a4847ad3e7f0cd6340eab695508d7e728fee0640e13c010f2173e64b434d6daa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         259bbbe1484550dfa42dbb81f59ffcd161a43683e548dfd9e9b221d1edb3dab0
+// digest         dcb0d2efce843b43c4de67700e393f0c11dcaf191e1757d020bd8fe4d4416807
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

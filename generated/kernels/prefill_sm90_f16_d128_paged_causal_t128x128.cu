@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         39b68ce4bd6377dda5a59e94699013d18dd044210a64f3c1ba6b5656540a2370
+// digest         f1ae55b85d0f2aa41e15d4bde936d27041facde7310b291cd8e80463af07b229
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         1b165d3979cea4129510ca742bcf5564427a7e19f2732631b9a65039ea665925
+// digest         30ddfd4eaeb72a434ea6f70a330608bb5e422507200efe8413d022d63ff8f379
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

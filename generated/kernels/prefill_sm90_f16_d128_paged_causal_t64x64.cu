@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         b1509fdd8d242c81752481a1454b4c149d8660d40942333e74625d1fead08fed
+// digest         1bcbac745d926497ab49c03b94cb354353457be06bcd291f902b300aaca2d3fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

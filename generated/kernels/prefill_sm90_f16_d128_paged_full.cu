@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         0fc1b16765b065df5edf8e4712c0b7c265f636cb868e5723d7ceb51f24ed1ea8
+// digest         f931e83fd623ea7271cd8a43755f404ccacd22950c15995bca3870da99cb75c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

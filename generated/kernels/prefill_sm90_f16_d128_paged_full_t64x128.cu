@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4f418199a1d8f6ed2435b38cee140b7663c585bc6a07d91f646bb192dfb88789
+// digest         3ca83eca6495918482dc06d4993e2520302f31c9168dcbec9280311a4130d8f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

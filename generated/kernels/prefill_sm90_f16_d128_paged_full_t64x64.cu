@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         190700ffc467648d7337a5febf4cda29562eaed56b0606821db715622c1293f2
+// digest         145539d51662acde5cb3c5095d53e4649437f5d1f274abe7769158e1f04f798c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         90629d3e344e1d8dade092bad2b8e30e43990e24edfcce5ddc48188da3e6c7f5
+// digest         3239c13b5b3234fcd46cb373a66b4b402dd1eb2abefdf518f39618e717d35b29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

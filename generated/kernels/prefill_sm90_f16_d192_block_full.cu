@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a04c1207366a68a43598a7a6e0e05c2a144ba6171d2423d39a45a47e58c38ad3
+// digest         4c89566bc4fd7f2709be7b4b9227ec2272648066288636b76cbde39b22e2f417
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         5f79fed37f77c2781b793ace82fbd6ac46c6792acbf1baf76ad4a4d434bc0051
+// digest         6125472aa51cc5ac86cf933cc220e5e2e97775b47fb1fa638c3c2c3baf8202e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

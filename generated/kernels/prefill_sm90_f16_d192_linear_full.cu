@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         d4f1546cef4330b9878c0dcbc4eb6441e698633af288e3ee8f29bf88904d258a
+// digest         f06f98268d671aebf70fcfa39999f5d36bdc45256f373021fc1480e4cab9fe1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         dcc175aa20cee0f141a1472c783889e9dd9990a0165f27a3529fb6784cc5d9ee
+// digest         bd73759f8cef70a50d6f15194f31e6783082a8267d8f43faef5e331c551f329d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         fa9e750136ccccf564e7f2d1f1ad638a46c6d43b4be621b9a970e356bb5e4aea
+// digest         441bce54ff31260f20e4daa2e9a3816f2e08551a6fcfbbd93acdd064088d0c09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         cb1819eb625abd93b337fb43de888c15d37226ab6cafc94812e4fa85efc37f62
+// digest         efa0764050240c59b14ba33da97a63e20b9656f62e68a8f0536ef143c70ceaaf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         e202181707a95c9f5520cb8c5bd86b84e93f35f67cbe4cc9f58bea8d5460f731
+// digest         f212df65bca4d2c4519068f9a98e60fa03b13d18d360ad4ab3add2c1be4226eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

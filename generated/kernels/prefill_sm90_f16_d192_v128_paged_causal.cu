@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         e2d20d1e8ce6618227dce9282a7a1d1095fbc0b2b5299db9fbbf4af2e46140b8
+// digest         55926790f8ba3542128425ae9116b67052abff3023bd71f56c38d09753b1b81c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

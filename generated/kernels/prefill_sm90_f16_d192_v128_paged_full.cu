@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         71d5fea332ddda33bdcc1945cae838cd59587272f23f8cdad272279ffb8bd6fc
+// digest         d3bef2e9fa64b90958dedfe2afc5ee3c9a4ab693ec49ac38c8458a80baffca8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         80920587392bbcff865101ef89babf8c13d57c9cb7dbbd9fa3830c0a37575047
+// digest         5ced85fa23c9dd58a8a77e8ad15a017572378f12e4d6737ea6a4bfef8e6646d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

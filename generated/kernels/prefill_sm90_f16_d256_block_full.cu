@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         149c19bdcc8f42b628b7647b1282c32d49069188646217d97b54adb2ebfd7cac
+// digest         5d17d882317a761b3a3d321bf86bc7075620843b9b76d7d0dfef4afa5e81eaac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         32672434a44b54d3da5a42ea03e47575a64a9a49c50bbcbe7185048942398c7e
+// digest         35fc4226abeedf6592f5692f2a471ee3bef8f35648f24a69a81a8b4f8e182366
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         eda107edc74881a9137ce7a91bfff0e8ce7daa2a213aa6c24b6911150e4000f9
+// digest         e1fb5d0480f8607c23f9aec67ca806f36e1059b80ca771dba0d40fcd1a789fbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

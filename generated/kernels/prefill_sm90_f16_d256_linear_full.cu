@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         3bbfa693e052a640df7f6303eb7caba56a6daa23bfa304bc4f8f0a6654a0d010
+// digest         1fa4d557ea6fdc07f1eff442dab8df53481e1836517222ea6c9cb777663157fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

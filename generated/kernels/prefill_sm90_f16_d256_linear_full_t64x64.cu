@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         a1a10dbbe9c97e7d7f3cf6c69046e28684b209ccc09cd1276df7acfa88d15690
+// digest         ec3ffc01a554375c016459e3a8a41ce8216ff4518d7980af1628a2e894887ea1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

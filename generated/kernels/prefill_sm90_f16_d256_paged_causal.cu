@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         93371b90d0e5856cbcebd5841a1765633f06741d11deee0dec74a4d30e83d5f0
+// digest         1f80fd97531863074c642aa5a7c7bd1725a0a2a4142ea21f229e1eacbbb986f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c65a1ff1633b5e2852dc776f9f5fb1cf4fdf9221f3744805e529f2650f28be84
+// digest         409387daf5de01aef918f997d15c8d88251e281732b1ee7ff0e67ad47fdb3db8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         a533b9567b834f18174a1296f62554d3fad2650a9934a97189a16923ebcccc49
+// digest         4d2136012280192ea5269aa0961a6d93e2e86c32508dcd53cd9055fc34477e3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

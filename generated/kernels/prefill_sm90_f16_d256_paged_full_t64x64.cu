@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ca2100a360bfb1b54453b4532f6ffe7c1bc968a5d06a489df575196aca629d65
+// digest         a73cd858a4b468960a34599c6ab9d31f377b03b56f779303e787bdb39f222f44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

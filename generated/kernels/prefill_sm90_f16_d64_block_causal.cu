@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         03e0d5a77db4f75a5c45a8221d1cb4f1dcd11b2527500261f801224ce8ddc7a1
+// digest         edcc7f0f7c8fa8aa86f06ee7b8693950c1c07861a0a7941bb140605e34281a7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

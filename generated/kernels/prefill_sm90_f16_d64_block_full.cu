@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         ee87886ef2966b583d7aa11fcee8ff1639794189387a76e0f7e93e29eca0f0a5
+// digest         6e57c04182f2f5e9e9ae2e69b32af211858abd0d9ece39b05c133b7353ad94b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         640f6a59a80474236d7b3bda58416815af46aab026e2efa6482fcc80f3bfff62
+// digest         1eacdd9813b0a25d9663c92101bc765e0c5c62c91c7925e81e23dcb844a7b711
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

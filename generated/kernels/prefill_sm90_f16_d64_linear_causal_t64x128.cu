@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e9e6a11bc39340c7872ba0a8a777ae90a4c2e7d9e257d27b37f7849d9b024373
+// digest         286a0d8c55fbb4d8f08460e47145834597d0aa88fd57321f263c45e389445cd7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

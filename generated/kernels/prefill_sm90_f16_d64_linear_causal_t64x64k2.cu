@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b88af7a6adf0e4a919f43336617459393a3a369a6920b4b24d65f7b1c0392442
+// digest         775dc3a8589b9e014bec53d8cd0598e8d4050344cd49e61755bf5fffcd513bd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         400aabee7b39f7811452b5bbb0a444cc0bc17964374a22236bc7c8b2cfbe0d85
+// digest         91ecace10e76a8aaeee7fccf7cd4550419f76f20bfd33e1ddb3d4f4d402934fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

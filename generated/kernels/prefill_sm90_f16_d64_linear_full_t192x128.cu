@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6abd3991eb6656bde31a7ea877f4c1ded3afbac30dbc29d8643a343d8dbf6e90
+// digest         1e0a48f9ab1ab5063473e25129366770e5878a7fbb24d4db0da14e0d64d27bc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0a54592cfde66df3dedc0413cdf649ca43a63c624de5dae4df8df1a11b7ac165
+// digest         7aaf379efa9a046fc4d1417b3b906240d2cc52da102af84cb1446472c4e95818
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a6dedbc4af3a4990ebace4bc27ade15255b2cecd7fde8ec5d1d506e3794c042a
+// digest         17331bd7d78ef96c7d97aa4e73fe9ffaf2c67ec7a7a19bcf7284f957e5d3b753
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

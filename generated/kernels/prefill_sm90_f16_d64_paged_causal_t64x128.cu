@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         549d9bab010298b6707f507ba89f10c905b2f52510b3108b219156b4bebb915b
+// digest         a6f75fa21398a4483de50f123effcabdef52d75f84af461b5d3ac859f1ae9725
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         0765fe8f1397b2d174b40d702161b9e3603ae8526147e9236359f08065f03ce0
+// digest         79ef89d7befcf975e40adfb3645676a5d6385ede9c00d07034386b1dc9dcd17e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

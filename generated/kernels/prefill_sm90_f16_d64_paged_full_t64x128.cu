@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         eb02fd911d562363cfc8868ba6dca886fc2a477ed0e109785e944127dada4d18
+// digest         0ef17e7fab75550a2481104db0f2f92614d7e5fdd15dbdae837832a2525b427b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         b83c58c0e924deb4681f775ea39e378b57a21d5e7b387f8439dd0fe322fd5fb4
+// digest         a21e0a9972a77905f29067ca6115c13ded7c625b7bafdb83e6d2f14d11eed4ec
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         553182db36d0e30a7eb182da79a8ed474f3278f4ab39babe250b6be1fa859bab
+// digest         74159e881464b5a08636e05b162ad21e46f4bb4a379a1f00508b6d6701eaa130
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e00fc28b7b96a32b00eb996f318260e6616299c5a4fad49666c28611b0b10152
+// digest         4e95a16e83bd82306ab23926b5f4fd5977f59d0e4b90df967f242d6f3eb8bc62
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         f2f4ee34679c5fa8995a1640fae919993a85ba43882a77888ec5a4071a13b497
+// digest         aa0c74bbb6e3ae8f889bba81ed0a84fc8c355abfa61a142450b2425d13b72f16
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

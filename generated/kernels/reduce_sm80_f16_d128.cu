@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         271d17f739a73a653274adec862e4ae3b3d7bc299b7e2262ff8d11894fca9210
+// digest         5bf97a86087e0ad2e84522bfcc273530a396dd29c55b043e3df6be41cf48a13b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         70b533acf2131e33168923ec7430f655fdfd3abefcff91eaeeb58d1a0d3e4860
+// digest         3f453d55eff79e8e5dd2e0dcc699cdda6e7a463bcb9b7db520aa2edec60a819b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

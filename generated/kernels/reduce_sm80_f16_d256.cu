@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         c569a3adc09a244c8ffc092acb9f651e5f1060409aac4c7ddf8a4594cdb8933d
+// digest         4efd71a662ab2e41111dcc2475027996920380eaa57017a55a2cb9d057e4bb77
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

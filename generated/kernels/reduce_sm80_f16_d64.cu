@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         cc3cbfcd9fec754dc38041aa15b64b88e135a68517d9df0a6638cc445f5a700f
+// digest         744c08ac4eba99c264c94be0976d66945de4c40dbe3544116aba6c28cd5562ac
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         688e0eb21b2cb120a0e745ddac4e8bb5945f59ebda8d95278e4a5482af0f3d28
+// digest         1f7e404962221b8944517658ca76dbf858acbc88d609c91bef851e58966ff870
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

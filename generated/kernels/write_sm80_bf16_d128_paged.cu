@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         52e890f2ad2bbf0b0b4d7141820cd9d3d1439335cefd9713edcea472e0ebe2e1
+// digest         89e16af97675a486dba293437ce9a2d947767527b64194406bfe1c173750085e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

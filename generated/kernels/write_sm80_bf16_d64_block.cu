@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         6a25136256b8c1c90aa9edf40c7fff595e07683ff3cd891aa74d57d28957a47b
+// digest         be9ddc10ca4ae7891a696abbafc5d05c2bde72dff8a3c6d493d37b0fb46df8a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

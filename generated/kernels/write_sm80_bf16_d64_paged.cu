@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         757c6f0f4124a698b99fdf99acd30e68b21f53ab363c2f7b26f2ca36d1da2cde
+// digest         8c5ade8701bea8a87a6415e127aec2bfe4173b6c0bac5523a0680c3527156b1e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         951cf473b96346bb5b10e02f1ba9f3c515dcbd1c4e358168dd440cb3fc11defe
+// digest         d927227bac2371b0b2042e177a1371775eee6ccfbe16fa65eaf047a39366b4eb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         72330f596e96507809e1029ebbf517c914a32a2a24ceedb82a0e55a481d83f27
+// digest         6efd37e3aefaa2e338765435f5d8c402f53b9b0c3a010f9b2dfe534f02a0ada8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         ec4f1633c932195a74f947af8fb8a6c86893d6b2a0053d1755c9713eda92f0c1
+// digest         bbd70e201eb82bef196795f60b07ddcbb0f4ce39cd54033837344465c1723f79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

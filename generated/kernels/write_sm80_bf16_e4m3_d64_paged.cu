@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         f5f6ce214ede750fcfa332914926fe8438499da7df9e4773161f62ff447473b0
+// digest         8a88d8ffa42967ec3f8a8eef44efbe34d1b2f66d100eb5b0a3a10f31deebbcb2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

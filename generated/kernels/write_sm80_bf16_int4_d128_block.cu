@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         8c1127ac5bca90846e8f88e72ec5a5617bb4658e6f711ea03fb019e1a960f24f
+// digest         9135e5b1972eda26ab4020b361ac63781c72fe6fe54a859de061ff7fd6a36632
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

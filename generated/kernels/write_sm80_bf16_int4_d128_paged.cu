@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         a44617bc2165ab84e8564e8da648ce14e3887f4718f566feb2ef53c693ffc40c
+// digest         a89b5426c0dce94c4e7b515db6049cd22b240861842357ed03d77ed26a38486a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         d8894e681f598be0e43f9a493534962f79be48df6645cb77513a4a407f14f100
+// digest         a674a16e467acd426d4b025ee20c56ba21de58935f1f644120e7cd24cad33909
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

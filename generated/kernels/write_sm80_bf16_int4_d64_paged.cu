@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         c5ecd11fc894f320a16e26ca8d9201eb73ba96e68ee277bccaa9867654673a8e
+// digest         6d47e30c7fd802408122922a9c68097bebc252dc7642059549238fe9bd7a85bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

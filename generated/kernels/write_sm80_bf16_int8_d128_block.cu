@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         5127bbff3687e67f351223e7e8aacd94ca384867d3ddcd997cfeebc13e1c1e0c
+// digest         2042983724fb39088df667b438c2280ad5dce723dd70f1bd7854efe433359de5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

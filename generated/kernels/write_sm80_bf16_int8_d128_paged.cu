@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         b457f9a3fcf8ad4932bc42225a6ea37260a1521ce71ac1c534b659febcccf51b
+// digest         ca21768b8a7f1e4a0589884fe5d33c29653d0a15a7e97c1995fc8e02ed42fec8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

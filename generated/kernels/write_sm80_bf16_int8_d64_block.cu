@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         6267573fd96930c28c1b7e67b946752bc0e3ead2106294ec9649a4e8942be396
+// digest         d6e43eac490d50ac76a242566642afa32fbc399dd66fc4090170ad0cdfbe0723
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         bd2b4011fac9bce56b6c04c84220ce22a739601ad6d92f71d7e09ec0580784cd
+// digest         00ee0068d8a14473d665719de8dbfb6eafef307025bb7269b70c6b3133de29e9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

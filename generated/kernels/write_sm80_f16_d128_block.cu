@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         9342a862f6fd072ae3668ab064a04068fe48292374ac581bc04e5b3632b11ade
+// digest         e27d0e6d2257b90dfa6df986e087caa02a7b6878ccad2f1067054598cd2b90c0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         afaf80f3193a17237470b267bfe80cde31d01179b205f91fc67b8fdf62853c12
+// digest         245525f274b6f16cac668b9b0f2db9c1e91b4d03e9b817498aa51b272fea3606
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         82ee941c7966b94c803a160da59d23049ea638cd2ee95a4af8d8c5503ef3f2ad
+// digest         85c4a69754a530a9afd7f16513d098e2b883388477caa678d4ab809907191c12
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         43f57a68817fde15e365f4893f40cb51dc79c0fea0cb906f0725ab21ac3e0d26
+// digest         2a578bccf7d98b452f6f5546fc52d990cfc883f7f06ea36ebc1dc3c349d26332
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

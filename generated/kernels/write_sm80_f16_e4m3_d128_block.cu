@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         3315ce5d7e9c6e36640a922a18f1031cc7c52d787bb4e2afae6b027a0fbba375
+// digest         0e085993f9761d478c9c983d6a746023ab9d17cde2dddc11b357d5ec7984effb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

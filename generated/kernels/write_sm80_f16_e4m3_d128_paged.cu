@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         d94abc3398afda1465e01fc6bbc05e8ea789f308f8a49887e5c4b1e56ae04e71
+// digest         15b9858e0c56b11ecc93cdcd6897ce377f375ce9c68356f7cd92507ced4fa470
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         c16850a2a13000294a968352c46c0ab03dac5bac736b90f1232ba5cc89dc9b04
+// digest         eb5ed2355a38fa6b2505e98e9b11d268b8d0e974e977059af87acb55dd2c1163
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

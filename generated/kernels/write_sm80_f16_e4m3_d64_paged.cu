@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         7eb8cdcfdb02e9bfa96f18b9db51ab4f39187738d8fcfa797c3d4d6e461c74ff
+// digest         3c92dd21fbf3b13b94215cf1dd07cb4461198ff0a57be2a316533f649c988254
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

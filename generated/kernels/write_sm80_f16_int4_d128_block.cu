@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         d2d2a383e51e43dcbef63d67414d3eba148d4032752d8a1327a6e1f8cb1f79b0
+// digest         5d52563f44ac6704c11df2c81d241cbcf1005259391f6d7baf29e2e631079230
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

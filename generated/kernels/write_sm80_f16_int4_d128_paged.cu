@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         ab9fd9b371cbe6b114fcb5abbcdebab5160b10d1444bb08950b239e2d89d01ff
+// digest         d5f07476624c52b9320be28f4bb54b80e89d0d86366db70b715f21f3e230aa4a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

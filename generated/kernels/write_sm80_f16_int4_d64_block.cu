@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         0f51d996d674e4cb5f76cddc1b2c0d88c85fcf5d3acc86401f3f803565d40dfa
+// digest         688a3821ce478265c88e3e91de5447fd0b335b9fe4e1fe9f2be5e22e80e54b4f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         045014232916cc4b2ab4340b39e1383758d88f7910e1ffb550a988aed86da3f4
+// digest         2ffb7a5a6d779bd62d3245ea4d67b953d07d2db93dad562e22d2ed0da42a9cf3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         bb5f930134744c4a3a17cf0991411a20b5bcfcada73f4c9c02f32f2abbd373be
+// digest         047e3a8bd619f9697919700cc6c379c90f419b0029668fff4104ec3099064459
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

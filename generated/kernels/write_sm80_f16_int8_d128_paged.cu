@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         55c70317faf5056f969bfc38ee7b9b0a1fefe47fd2164332d690896a14f7a589
+// digest         97a409476591027ba6dcde8acd10023b26a16437f560a8f1a68dffbfd1c78e52
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

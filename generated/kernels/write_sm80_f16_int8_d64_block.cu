@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         7074777bd90a391de2cb38e6b01a04e9425d4a3bc7411c890cceda18760ee218
+// digest         7908baa16b738b441782d17778219b6036539b39d138e5da361d9cec0308a136
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

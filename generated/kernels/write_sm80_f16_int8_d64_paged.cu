@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         94d8aa126a6184db650612ab4e06116c1201ab564793fb14ae2e2dbcd8aaa4f7
+// digest         2936bebfffdf1b9f23a0f39a93c74b3844b80b813bcf0c1f66dd260d8cfad950
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

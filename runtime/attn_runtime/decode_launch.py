@@ -52,7 +52,7 @@ class DecodeLaunch(Launch):
         self._start_plain: Callable[[int], None] | None = None
         rows = call.kernel.tiling.cta_q
         if call.kernel.plain is not None and may_be_plain(call.plan, call.values, rows):
-            self._start_plain = self._starter_of(call.kernel.plain)
+            self._start_plain = self._starter_of_plain(call.kernel.plain)
         self._counters: Counters | None = None
         if call.plan.counter_cnt:
             self._counters = counters_of(
@@ -63,7 +63,7 @@ class DecodeLaunch(Launch):
         """Hopper's kernels wait for the launch before them by themselves."""
         return self._starter_of(self._kernel.function)
 
-    def _starter_of(self, function: Function) -> Callable[[int], None]:
+    def _starter_of(self, function: Function, cluster: int = 1) -> Callable[[int], None]:
         plan = self._plan
         return function.launcher(
             plan.grid_x,
@@ -71,7 +71,15 @@ class DecodeLaunch(Launch):
             plan.shared_bytes,
             self._buffer.parameters,
             may_begin_early=self._kernel.config.arch is Arch.SM90,
+            cluster=cluster,
+            is_balanced=True,
         )
+
+    def _starter_of_plain(self, plain: Function) -> Callable[[int], None]:
+        cluster, clusters = self._plan.cluster, self._kernel.clusters
+        if cluster > 1 and clusters is not None:
+            return self._starter_of(clusters, cluster)
+        return self._starter_of(plain)
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
         packed = bytearray(struct_layout.size_of("DecodeArguments"))

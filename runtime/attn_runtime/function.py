@@ -90,10 +90,13 @@ class Function:
         *,
         may_begin_early: bool = False,
         cluster: int = 1,
+        is_balanced: bool = False,
     ) -> Callable[[int], None]:
         """`launch` with everything but the stream, for one thread: cheaper, when it is repeated."""
         config = _launch_config(grid_x, threads, shared_bytes)
-        config.attrs = _attributes(may_begin_early=may_begin_early, cluster=cluster)
+        config.attrs = _attributes(
+            may_begin_early=may_begin_early, cluster=cluster, is_balanced=is_balanced
+        )
         config.numAttrs = len(config.attrs)
         launch, handle, last = self._configured_launch, self._handle, 0
 
@@ -137,8 +140,9 @@ def _launch_config(grid_x: int, threads: int, shared_bytes: int) -> Any:
     return config
 
 
-def _attributes(*, may_begin_early: bool, cluster: int) -> list[Any]:
-    """One launch may begin while the one before it ends; `cluster` CTAs in a row are a cluster."""
+def _attributes(*, may_begin_early: bool, cluster: int, is_balanced: bool) -> list[Any]:
+    """One launch may begin while the one before it ends; `cluster` CTAs in a row are a cluster. One
+    that is balanced finds room beside that launch: the device may place it as it likes."""
     cuda = driver.bindings()
     names = cuda.CUlaunchAttributeID
     attributes = []
@@ -153,6 +157,12 @@ def _attributes(*, may_begin_early: bool, cluster: int) -> list[Any]:
         dim = clusters.value.clusterDim
         dim.x, dim.y, dim.z = cluster, 1, 1
         attributes.append(clusters)
+    if cluster > 1 and is_balanced:
+        places = cuda.CUlaunchAttribute()
+        places.id = names.CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE
+        policy = cuda.CUclusterSchedulingPolicy.CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING
+        places.value.clusterSchedulingPolicyPreference = policy
+        attributes.append(places)
     return attributes
 
 

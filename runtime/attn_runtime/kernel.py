@@ -31,7 +31,8 @@ _kernels: dict[tuple[int, AttentionConfig, Path | None], Kernel] = {}
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A loaded kernel: its tile, its occupancy on the device, and what the compiler said. `plain`
-    is the one for plain decode calls, where the unit has it."""
+    is the one for plain decode calls, `clusters` that of their CTAs in clusters, where the unit
+    has them."""
 
     config: AttentionConfig
     tiling: Tiling
@@ -39,6 +40,7 @@ class Kernel:
     function: Function
     build: Build
     plain: Function | None = None
+    clusters: Function | None = None
 
 
 def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
@@ -68,6 +70,7 @@ def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> Ker
         packed_heads=tile.packed_heads,
         tile_counters=int(tile.persistent),
         merged_splits=tile.merged_splits,
+        cluster_ctas=tile.cluster_ctas,
         tile_ns=cost.tile_ns,
         step_ns=cost.step_ns,
     )
@@ -105,11 +108,17 @@ def _load(config: AttentionConfig, context: Context, folder: Path | None) -> Ker
             "memory; take a smaller head_dim"
         )
     limits = replace(nominal_limits(config), ctas_per_sm=ctas)
-    plain = None
-    if tile.plain:
-        plain = Function(context, cubin.build.cubin, f"{cubin.build.symbol}_plain")
-        plain.opt_in(tile.shared_bytes)
-    return Kernel(config, tile, limits, function, cubin.build, plain)
+
+    def entry(word: str, *, exists: bool) -> Function | None:
+        if not exists:
+            return None
+        own = Function(context, cubin.build.cubin, f"{cubin.build.symbol}_{word}")
+        own.opt_in(tile.shared_bytes)
+        return own
+
+    plain = entry("plain", exists=tile.plain)
+    clusters = entry("clusters", exists=tile.cluster_ctas > 1)
+    return Kernel(config, tile, limits, function, cubin.build, plain, clusters)
 
 
 def _check_shared_memory(config: AttentionConfig, tile: Tiling, function: Function) -> None:

@@ -68,8 +68,9 @@ class Plan:
     `workspace_bytes` 0: no reduction. `cp_stride` floats lie between the parts of two ranks.
     `counter_cnt`: the ints that AttentionParams.counters must hold. `cluster` CTAs in a row are a
     cluster, which merges the splits of a tile: no reduction follows, and the workspace, without
-    which nothing is split, stays as it was. `ranges` is of decode alone;
-    where a prefill kernel takes the call, of the decode kernel that could.
+    which nothing is split, stays as it was; of decode, one of plain calls.
+    `ranges` is of decode alone; where a prefill kernel takes the call, of the decode kernel that
+    could.
     """
 
     q_tiles: int

@@ -90,6 +90,7 @@ class KernelLimits:
     `packed_heads` is how many query heads of a group its rows may belong to, a power of two.
     `tile_counters`: ints of AttentionParams.counters that its CTAs take tiles from.
     `merged_splits`: splits of a tile that a cluster of CTAs merges, at most.
+    `cluster_ctas`: most CTAs of a cluster, which puts parts together; 1: it has no clusters.
     """
 
     cta_q: int
@@ -102,6 +103,7 @@ class KernelLimits:
     packed_heads: int = 1
     tile_counters: int = 0
     merged_splits: int = 1
+    cluster_ctas: int = 1
 
 
 class SplitKind(IntEnum):

@@ -98,5 +98,12 @@ int main() {
   } catch (const attn::Error& error) {
     std::printf("%s\n", error.what());
   }
+
+  // 5. Clusters have a size; those of decode may be anywhere.
+  for (const int most : {1, 8}) {
+    Entry kernel = entry();
+    kernel.cluster_ctas = most;
+    attn::detail::launch(kernel, 8, nullptr, 0, 4);
+  }
   return 0;
 }

@@ -53,3 +53,10 @@ def test_a_persistent_kernel_fills_the_device_and_one_that_waits_by_itself_may_b
 
 def test_a_launch_that_the_runtime_refuses_is_told_with_its_reason(lines: list[str]) -> None:
     assert lines[11] == ("cudaLaunchKernelExC failed for a_kernel: a reason (cudaErrorOfSomeKind)")
+
+
+def test_clusters_have_a_size_and_those_of_decode_a_place(lines: list[str]) -> None:
+    assert lines[12:] == [
+        "launch: 8 CTAs of 128 threads, 1 attributes",
+        "launch: 8 CTAs of 128 threads, 2 attributes",
+    ]

@@ -70,6 +70,7 @@ class Decode:
         policy: SplitPolicy | None = None,
         *,
         has_plain: bool = True,
+        has_clusters: bool = False,
         config: AttentionConfig = CONFIG,
     ) -> None:
         self.log: list[tuple[str, int, int, Any, bytes]] = []
@@ -77,13 +78,16 @@ class Decode:
         self.plan = plan_decode(
             problem, DeviceLimits(132), limits, policy or SplitPolicy.heuristic()
         )
-        any_call, plain, reduce = (
-            cast(Any, Recorder(name, self.log, size=SIZE)) for name in ("any", "plain", "reduce")
+        names = ("any", "plain", "clusters", "reduce")
+        any_call, plain, clusters, reduce = (
+            cast(Any, Recorder(name, self.log, size=SIZE)) for name in names
         )
-        self.functions = (any_call, plain)
+        self.functions, self.clusters = (any_call, plain), clusters
         build = cast(Any, None)
         kernel = Kernel(
-            *(config, tiling(config), limits, any_call, build), plain if has_plain else None
+            *(config, tiling(config), limits, any_call, build),
+            plain if has_plain else None,
+            clusters if has_clusters else None,
         )
         merge = reduction_of(config)
         reduction = Kernel(merge, tiling(merge), nominal_limits(merge), reduce, build)
@@ -109,6 +113,18 @@ class Decode:
 @pytest.mark.parametrize("batch_size", [1, MOST_PLAIN_SEQUENCES])
 def test_one_token_of_each_of_few_sequences_takes_the_plain_kernel(batch_size: int) -> None:
     assert Decode(replace(PLAIN, batch_size=batch_size, token_num=batch_size)).run() == "plain"
+
+
+def test_a_call_that_is_planned_in_clusters_is_launched_in_them() -> None:
+    short = replace(PLAIN, batch_size=1, token_num=1, max_k_len=1000)
+    decode = Decode(short, has_clusters=True)
+    assert decode.plan.cluster == 8
+    assert decode.run() == "clusters"
+    assert decode.clusters.cluster == 8
+    assert [function.cluster for function in decode.functions] == [1, 1]
+    assert decode.run(offset_q=0x1000) == "any"
+    long = replace(PLAIN, batch_size=1, token_num=1, max_k_len=100_000)
+    assert Decode(long, has_clusters=True).run() == "plain"
 
 
 def test_tiles_of_more_rows_than_the_fewest_have_plain_calls_of_several_tokens() -> None:

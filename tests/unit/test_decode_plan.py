@@ -21,6 +21,7 @@ from attn_runtime.problem import SplitKind, SplitPolicy, ceil_div
 
 DEVICE = DeviceLimits(sm_count=132)
 KERNEL = KernelLimits(cta_q=8, cta_s=64, ctas_per_sm=2, threads=128, shared_bytes=101120)
+CLUSTERED = replace(KERNEL, cluster_ctas=8)
 PROBLEM = Problem(
     token_num=64,
     batch_size=64,
@@ -30,6 +31,7 @@ PROBLEM = Problem(
     num_kv_heads=8,
     head_dim_v=128,
 )
+ONE_TOKEN = replace(PROBLEM, token_num=1, batch_size=1, max_k_len=1024)
 
 property_test = settings(max_examples=200, deadline=None)
 columns = st.one_of(
@@ -288,6 +290,52 @@ class Case:
         return f"{told} " + " ".join(str(int(value)) for value in values)
 
 
+def clusters(problem: Problem, kernel: KernelLimits = CLUSTERED) -> tuple[int, int]:
+    """(CTAs of a cluster, ranges of a column)."""
+    plan = plan_decode(problem, DEVICE, kernel, SplitPolicy.heuristic())
+    assert plan.grid_x % plan.cluster == 0
+    return plan.cluster, plan.ranges.ranges
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "cluster", "ranges"),
+    [
+        (1, 64, 1, 1),
+        (1, 129, 2, 2),
+        (1, 1024, 8, 8),
+        (1, 3072, 8, 8),
+        (1, 4096, 1, 16),
+        (2, 1024, 4, 8),
+        (2, 2048, 1, 16),
+        (3, 1024, 4, 12),
+        (4, 1024, 4, 16),
+        (4, 4096, 1, 16),
+        (7, 1024, 2, 14),
+        (7, 4096, 1, 16),
+        (8, 1024, 2, 16),
+        (8, 16384, 2, 16),
+        (16, 1024, 1, 16),
+        (17, 1024, 1, 33),
+    ],
+)
+def test_few_ranges_of_each_sequence_come_in_clusters(
+    batch: int, keys: int, cluster: int, ranges: int
+) -> None:
+    problem = replace(ONE_TOKEN, batch_size=batch, token_num=batch, max_k_len=keys)
+    assert clusters(problem) == (cluster, ranges)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"window_size": 100}, {"cp_size": 2}, {"max_q_len": 2, "token_num": 2}],
+    ids=["window", "ranks", "two tokens"],
+)
+def test_only_plain_calls_come_in_clusters(other: dict[str, int]) -> None:
+    assert clusters(ONE_TOKEN)[0] == 8
+    assert clusters(replace(ONE_TOKEN, **other))[0] == 1
+    assert clusters(ONE_TOKEN, KERNEL)[0] == 1
+
+
 def random_cases(rng: random.Random, count: int) -> Iterator[Case]:
     """Everyday problems, and some whose numbers reach the limits of 32 bits."""
     for index in range(count):
@@ -316,6 +364,7 @@ def random_cases(rng: random.Random, count: int) -> Iterator[Case]:
             ctas_per_sm=rng.choice([1, 2, 3]),
             threads=rng.choice([64, 128]),
             shared_bytes=rng.choice([101120, 199424]),
+            cluster_ctas=rng.choice([1, 8, 8]),
         )
         device = DeviceLimits(rng.choice([1, 84, 108, 132]), shared_per_cta=101376)
         length = rng.choice([0, 1, 16, 100])

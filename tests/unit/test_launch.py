@@ -48,6 +48,7 @@ class Recorder:
         *,
         may_begin_early: bool = False,
         cluster: int = 1,
+        is_balanced: bool = False,
     ) -> Callable[[int], None]:
         self.begins_early, self.cluster = may_begin_early, cluster
 

@@ -55,6 +55,7 @@ attn::Plan read_rank_and_plan(std::istream& in) {
   in >> k.cta_q >> k.cta_s >> k.ctas_per_sm >> k.threads >> k.shared_bytes;
   in >> k.tile_ns >> k.step_ns;
   in >> k.packed_heads >> k.tile_counters >> k.merged_splits;
+  in >> k.cluster_ctas;
   in >> kind >> s.value >> s.max_split_k;
   s.kind = static_cast<attn::SplitKind>(kind);
   std::cout << attn::rank(p, d, k, s) << ' ';

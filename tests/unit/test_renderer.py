@@ -97,7 +97,7 @@ def test_texts_are_sorted_lf_only_and_free_of_dates_and_absolute_paths() -> None
         assert not re.search(r"\b20[0-9]{2}-[0-9]{2}-[0-9]{2}\b", text), path
 
 
-def test_every_unit_is_one_kernel_under_its_own_name_beside_that_of_plain_calls() -> None:
+def test_every_unit_is_one_kernel_under_its_own_name_beside_those_of_plain_calls() -> None:
     texts = renderer.render(DEFAULT)
     tiles = {config.name: tiling(config) for config in DEFAULT}
     for path, text in units(texts).items():
@@ -105,7 +105,9 @@ def test_every_unit_is_one_kernel_under_its_own_name_beside_that_of_plain_calls(
         entry = re.findall(
             r'extern "C" __global__[^;{]*?\b(\w+)\s*\(\s*const __grid_constant__', text
         )
-        assert entry == ([name, f"{name}_plain"] if tiles[name].plain else [name])
+        tile = tiles[name]
+        others = {"plain": tile.plain, "clusters": tile.cluster_ctas > 1}
+        assert entry == [name, *(f"{name}_{word}" for word, exists in others.items() if exists)]
         assert "using namespace" not in text
 
 

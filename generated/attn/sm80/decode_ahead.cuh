@@ -31,10 +31,11 @@ __device__ __forceinline__ DecodeArguments<typename Config::T> plain(
 // lengths that lie in memory by then: what comes before the first key happens while the launch
 // before this one ends. That may still write the lengths. So they are read again, and where they
 // are others, or none that the block table has room for, the range is found again.
-template <class Config, class Wait>
+template <class Config, class Wait, class Cluster>
 __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments,
-                                             Wait wait) {
+                                             Wait wait,
+                                             const Cluster& cluster) {
   using Traits = DecodeTraits<Config>;
   static_assert(Config::kCache == CacheType::kPaged,
                 "where other caches begin lies in memory, and may not be read so early");
@@ -46,7 +47,8 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
   const bool is_one = params.batch_size == 1;
   const int sequence = is_one ? 0 : lane;
   CtaWork column;
-  assign_column(column, arguments, arguments.ranges.columns, arguments.ranges.ranges);
+  assign_column(
+      column, arguments, cluster.place(arguments.ranges.columns), arguments.ranges.ranges);
   Lengths own = load_lengths<Reading::kPastL1>(params, sequence);
   asm volatile("" ::: "memory");  // the rest of the arguments comes while lengths are under way
   touch(arguments);
@@ -85,7 +87,7 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
     // 3. Rows that see no key, and the keys of the others.
     clear_empty<Config>(arguments, work, start.window, own, warp, Traits::kWarps, lane);
     if (has_work) {
-      RangeComputer<Config>(storage, arguments, work, warp, lane).run(loader);
+      RangeComputer<Config, Cluster>(storage, arguments, work, cluster, warp, lane).run(loader);
     }
     return;
   }

@@ -7,16 +7,36 @@
 
 namespace attn::sm80 {
 
-// The column of this CTA, and which of its ranges. The columns of a range are neighbours.
+// A column, and which of its ranges.
+struct ColumnPlace {
+  int column;
+  int range;
+
+  // The columns of a range are neighbours.
+  __device__ __forceinline__ static ColumnPlace of(int index, int columns) {
+    const int range = quotient(index, columns);
+    return {index - range * columns, range};
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void assign_column(CtaWork& work,
+                                              const DecodeArguments<T>& arguments,
+                                              ColumnPlace place,
+                                              int ranges) {
+  work.ranges = ranges;
+  work.range = place.range;
+  work.column = place.column;
+  work.tile = row_tile_of(arguments.params, arguments.plan, arguments.ranges, work.column);
+}
+
+// Those of this CTA where CTAs have them in order.
 template <class T>
 __device__ __forceinline__ void assign_column(CtaWork& work,
                                               const DecodeArguments<T>& arguments,
                                               int columns,
                                               int ranges) {
-  work.ranges = ranges;
-  work.range = quotient(blockIdx.x, columns);
-  work.column = blockIdx.x - work.range * columns;
-  work.tile = row_tile_of(arguments.params, arguments.plan, arguments.ranges, work.column);
+  assign_column(work, arguments, ColumnPlace::of(blockIdx.x, columns), ranges);
 }
 
 // A window of sequences, whose tiles are added to the totals.

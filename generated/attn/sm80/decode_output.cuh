@@ -2,6 +2,7 @@
 // Where the rows of a segment go, and who puts the parts of a row together.
 #pragma once
 
+#include "attn/sm80/decode_column.cuh"
 #include "attn/sm80/decode_parts.cuh"
 #include "attn/sm80/decode_sums.cuh"
 
@@ -12,10 +13,20 @@ namespace attn::sm80 {
 constexpr int kDirectParts = 32;
 constexpr int kGroupParts = 16;
 
+// A launch whose CTAs share no memory but the workspace.
+struct NoCluster {
+  static constexpr bool kExists = false;
+
+  __device__ __forceinline__ ColumnPlace place(int columns) const {
+    return ColumnPlace::of(blockIdx.x, columns);
+  }
+};
+
 // Where the rows of a segment go. Tiles that several ranges of a column share have parts in the
 // workspace; each range has two places there, since it shares at most two tiles: the one that goes
-// on from the range before, and the one that goes on in the next.
-template <class Config>
+// on from the range before, and the one that goes on in the next. Where a cluster has all parts of
+// a tile, they stay in it.
+template <class Config, class Cluster>
 class Destination {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
@@ -27,17 +38,38 @@ class Destination {
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
                                          const CtaWork& work,
                                          const Segment& segment,
+                                         const Cluster& cluster,
+                                         bool stays_in_cluster,
                                          int warp,
                                          int lane)
       : arguments_(arguments),
         work_(work),
         segment_(segment),
+        cluster_(cluster),
         first_(work.range - segment.split),
         warp_(warp),
-        lane_(lane) {}
+        lane_(lane),
+        stays_in_cluster_(stays_in_cluster) {}
+
+  // Whether the parts of a tile stay in the cluster. All ranges that share it find the same here:
+  // it is where a period of the cut is the tile, so that they have nothing else.
+  __device__ __forceinline__ static bool stays_in_cluster(const CtaWork& work,
+                                                          const Segment& segment,
+                                                          const Cluster& cluster) {
+    const TileRange stages = tiles_of(segment.seen, Traits::kCtaS);
+    const int before = work.units.begin - (segment.stages.begin - stages.begin);
+    return segment.splits > 1 && stages.end - stages.begin == work.cut.period &&
+           before == work.units.period && cluster.holds(work.range - segment.split, segment.splits);
+  }
 
   // Leaves a row of this segment.
   __device__ __forceinline__ void leave(int row, const Row& merged) const {
+    if constexpr (Cluster::kExists) {
+      if (stays_in_cluster_) {
+        cluster_.leave(tile_in_cluster(), row, merged, lane_);
+        return;
+      }
+    }
     const bool has_pieces = arguments_.ranges.pieces != 0;
     if (segment_.splits > 1 && !has_pieces) {
       store_part(merged, split_parts(params()), part(work_.range, row), lane_);
@@ -55,11 +87,18 @@ class Destination {
     finish(row, merged, target_of(row));
   }
 
-  // Adds all splits of this warp's rows up, where it is the last to arrive. Warps do so
-  // independently: each has rows and counters of its own.
+  // Adds all splits of this warp's rows up, where it is the last to arrive, or those of the rows
+  // that its CTA has in the cluster. Warps do so independently: each has rows and counters of its
+  // own.
   __device__ __forceinline__ void reduce() const {
     if (segment_.splits <= 1 || arguments_.ranges.pieces != 0) {
       return;
+    }
+    if constexpr (Cluster::kExists) {
+      if (stays_in_cluster_) {
+        reduce_in_cluster();
+        return;
+      }
     }
     // Parts of `count` ranges from `begin` on, `stride` apart, whose arrivals `counter` counts.
     int begin = first_;
@@ -108,6 +147,23 @@ class Destination {
  private:
   __device__ __forceinline__ const AttentionParams<typename Config::T>& params() const {
     return arguments_.params;
+  }
+
+  __device__ __forceinline__ auto tile_in_cluster() const {
+    return typename Cluster::Tile{first_, segment_.split, segment_.splits, segment_.rows};
+  }
+
+  __device__ __forceinline__ void reduce_in_cluster() const {
+    const auto tile = tile_in_cluster();
+    const int row = tile.row_at(warp_);
+    static_assert(Traits::kRows <= 2 * Traits::kWarps, "a CTA has half of the rows: one to a warp");
+    if (tile.has_rows() && row < segment_.rows) {
+      Target target = target_of(row);
+      target.settle();  // here, while parts are under way
+      Sums sums;
+      sums.add_up_near(cluster_.receive(tile, row, lane_), lane_);
+      finish(row, sums.rows[0], target);
+    }
   }
 
   // Where a row lies in q and out.
@@ -205,9 +261,11 @@ class Destination {
   const DecodeArguments<typename Config::T>& arguments_;
   const CtaWork& work_;
   const Segment& segment_;
+  const Cluster& cluster_;
   int first_;  // range of the tile
   int warp_;
   int lane_;
+  bool stays_in_cluster_;
 };
 
 }  // namespace attn::sm80

@@ -19,6 +19,7 @@ struct KernelInfo {
   int step_ns = 0;          // and each of its key tiles
   int tile_counters = 0;    // ints of AttentionParams::counters that its CTAs take tiles from
   int merged_splits = 1;    // splits of a tile that a cluster of CTAs merges, at most
+  int cluster_ctas = 1;     // most CTAs of a cluster, of plain decode calls
 
   // On a device; 0 where none was asked.
   int registers = 0;            // of a thread

@@ -20,7 +20,8 @@ namespace attn::detail {
 struct Entry {
   const char* name = nullptr;
   const void* address = nullptr;
-  const void* plain_address = nullptr;  // the kernel of plain calls; null: there is none
+  const void* plain_address = nullptr;     // the kernel of plain calls; null: there is none
+  const void* clusters_address = nullptr;  // that of plain calls in clusters
   int threads = 0;
   int shared_bytes = 0;  // dynamic
   int cta_q = 0;
@@ -29,6 +30,7 @@ struct Entry {
   int min_ctas_per_sm = 1;  // that an SM has registers for
   int tile_ns = 0;          // what a query tile costs on a full device,
   int step_ns = 0;          // and each of its key tiles
+  int cluster_ctas = 1;     // most of a cluster, of plain decode calls
   bool persistent = false;  // a CTA takes tiles until none is left
   int merged_splits = 1;    // splits of a tile that a cluster of CTAs merges, at most
 
@@ -87,6 +89,7 @@ inline KernelInfo describe(const Entry& entry) {
   info.step_ns = entry.step_ns;
   info.tile_counters = entry.persistent ? 1 : 0;
   info.merged_splits = entry.merged_splits;
+  info.cluster_ctas = entry.cluster_ctas;
   return info;
 }
 
@@ -113,7 +116,7 @@ inline KernelInfo resolve(const Entry& entry, int device) {
                     " bytes of shared memory per CTA, but device " + std::to_string(device) +
                     " has " + std::to_string(shared_limit) + ": take a kernel with a smaller tile");
   }
-  for (const void* address : {entry.address, entry.plain_address}) {
+  for (const void* address : {entry.address, entry.plain_address, entry.clusters_address}) {
     if (address != nullptr) {
       check_cuda(cudaFuncSetAttribute(
                      address, cudaFuncAttributeMaxDynamicSharedMemorySize, entry.shared_bytes),
@@ -166,7 +169,7 @@ template <class Arguments>
 void launch(
     const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments, int cluster = 1) {
   void* pointers[] = {&arguments};
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
   unsigned count = 0;
   if (entry.is_dependent) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -178,6 +181,14 @@ void launch(
     attributes[count].val.clusterDim.x = static_cast<unsigned>(cluster);
     attributes[count].val.clusterDim.y = 1;
     attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (cluster > 1 && entry.cluster_ctas > 1) {
+    // Those of decode find room beside the launch before where the device may place them as it
+    // likes (measured: else two launches hardly overlap).
+    attributes[count].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+    attributes[count].val.clusterSchedulingPolicyPreference =
+        cudaClusterSchedulingPolicyLoadBalancing;
     ++count;
   }
   cudaLaunchConfig_t config{};

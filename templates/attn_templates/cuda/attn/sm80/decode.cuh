@@ -39,7 +39,7 @@ __device__ __forceinline__ void decode_range(DecodeStorage<Config>& shared,
   // 2. Its keys. The loop over them needs the registers of wide tiles.
   const CtaWork& work = Traits::kHasSpareRegisters ? start.work : storage.work;
   StageLoader<Config> loader(storage, arguments, start, work, warp, lane);
-  RangeComputer<Config>(storage, arguments, work, warp, lane).run(loader);
+  RangeComputer<Config>(storage, arguments, work, NoCluster(), warp, lane).run(loader);
 }
 
 // No launch overlaps with this one.

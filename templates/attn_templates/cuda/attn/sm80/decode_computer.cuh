@@ -98,20 +98,23 @@ struct SegmentRows {
 
 // The computing end of a range: takes the stages out of the ring as the loader fills it, and leaves
 // each segment as soon as it is complete.
-template <class Config>
+template <class Config, class Cluster = NoCluster>
 class RangeComputer {
   using Traits = DecodeTraits<Config>;
   using Storage = DecodeStorage<Config>;
+  using Goal = Destination<Config, Cluster>;
 
  public:
   __device__ __forceinline__ RangeComputer(Storage& storage,
                                            const DecodeArguments<typename Config::T>& arguments,
                                            const CtaWork& work,
+                                           const Cluster& cluster,
                                            int warp,
                                            int lane)
       : storage_(storage),
         arguments_(arguments),
         work_(work),
+        cluster_(cluster),
         key_scale_(
             head_scale<Config>(arguments.params, arguments.params.k_scale, work.tile.kv_head)),
         places_(FragmentPlaces<Config>::of_lane(lane)),
@@ -157,8 +160,11 @@ class RangeComputer {
       // 3. The next segment begins; where the last one was the last of its tile to arrive, all of
       // them are put together.
       if (is_complete || (filling == 0 && !has_begun)) {
-        has_begun = true;
         change_segments(is_complete, is_over);
+        if (!has_begun) {
+          has_begun = true;
+          meet_cluster();
+        }
         if (is_over) {
           return;
         }
@@ -196,7 +202,7 @@ class RangeComputer {
   // Called by all warps.
   __device__ __forceinline__ void leave_segment(int slot) {
     const auto& params = arguments_.params;
-    const Destination<Config> destination(arguments_, work_, segment(), warp_, lane_);
+    const Goal destination = goal_of(segment());
     const float value_scale = head_scale<Config>(params, params.v_scale, work_.tile.kv_head);
     merge_warps(state_,
                 storage_,
@@ -216,12 +222,24 @@ class RangeComputer {
       begin_segment();
     }
     if (is_complete) {
-      Destination<Config>(arguments_, work_, last_segment(), warp_, lane_).reduce();
+      goal_of(last_segment()).reduce();
     }
     if (!Traits::kHasSpareRegisters && !is_over) {
       begin_segment();
     }
     state_.clear();  // here, so that the accumulators need no registers before
+  }
+
+  // While the first keys are on their way.
+  __device__ __forceinline__ void meet_cluster() {
+    if constexpr (Cluster::kExists) {
+      cluster_.wait_for_others();
+      stays_in_cluster_ = Goal::stays_in_cluster(work_, segment(), cluster_);
+    }
+  }
+
+  __device__ __forceinline__ Goal goal_of(const Segment& segment) const {
+    return Goal(arguments_, work_, segment, cluster_, stays_in_cluster_, warp_, lane_);
   }
 
   __device__ __forceinline__ void begin_segment() {
@@ -231,13 +249,15 @@ class RangeComputer {
   Storage& storage_;
   const DecodeArguments<typename Config::T>& arguments_;
   const CtaWork& work_;
+  const Cluster& cluster_;
   float key_scale_;
   FragmentPlaces<Config> places_;
   int warp_;
   int lane_;
   SegmentRows<Config> rows_;
   RowState<Config> state_;
-  int segment_ = 0;  // the place of the one that is computed
+  int segment_ = 0;                // the place of the one that is computed
+  bool stays_in_cluster_ = false;  // the only segment, then
 };
 
 // Where registers are scarce, a shuffle tells the compiler that a warp has one value: it is then in

@@ -38,6 +38,7 @@ class PartSums {
   // With many rows, rounds of loads would pass one after the other for each.
   static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;
   static constexpr int kAtOnce = kLoads / kTogether;
+  static constexpr int kFewNear = 8;
   static constexpr int kFew =
       Traits::kHasSpareRegisters && kAtOnce > 4 ? 4 : kAtOnce;  // parts that need fewer loads
 
@@ -97,6 +98,24 @@ class PartSums {
             rows[r].add(step, values[r][i][step], w);
           }
         }
+      }
+    }
+  }
+
+  // The parts of one row, which lie in shared memory: at most kFewNear. The bits are those of
+  // add_up.
+  template <class Parts>
+  __device__ __forceinline__ void add_up_near(const Parts& parts, int lane) {
+    static_assert(kTogether == 1, "the lanes hold the weights of one row");
+    rows[0].clear();
+    const float2 own = lane < parts.count ? parts.max_sum[lane] : float2{-kInfinity, 0.0f};
+    const float weight = weigh(own, lane);
+#pragma unroll
+    for (int i = 0; i < kFewNear; ++i) {
+      const float w = __shfl_sync(kWarp, weight, i);
+#pragma unroll
+      for (int step = 0; step < Row::kSteps; ++step) {
+        rows[0].add(step, parts.vector(min(i, parts.count - 1), step, lane), w);
       }
     }
   }

@@ -3,7 +3,7 @@
 // host says by a launch attribute how many CTAs in a row are one; without it, each is alone.
 #pragma once
 
-#include "attn/types.h"
+#include "attn/sm90/barriers.cuh"
 
 namespace attn::sm90 {
 
@@ -51,6 +51,50 @@ __device__ __forceinline__ float4 load_of_cta(uint32_t address, int rank) {
       : "r"(address), "r"(rank)
       : "memory");
   return value;
+}
+
+// Where another CTA of the cluster has what this one has at an address in shared memory.
+__device__ __forceinline__ uint32_t address_in_cluster(uint32_t shared, int rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(address) : "r"(shared), "r"(rank));
+  return address;
+}
+
+// Writes to the CTA of an address, and tells a barrier there how many bytes have come.
+__device__ __forceinline__ void send(uint32_t to, const float (&x)[4], uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];\n" ::"r"(to),
+      "f"(x[0]),
+      "f"(x[1]),
+      "f"(x[2]),
+      "f"(x[3]),
+      "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void send(uint32_t to, const float (&x)[2], uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::
+          "r"(to),
+      "f"(x[0]),
+      "f"(x[1]),
+      "r"(barrier)
+      : "memory");
+}
+
+// Returns once the first phase of a barrier has ended, with all that CTAs of the cluster have sent.
+__device__ __forceinline__ void wait_for_sent(const Barrier& barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%0], 0;\n"
+      "@ended bra done;\n"
+      "bra again;\n"
+      "done:\n"
+      "}\n" ::"r"(shared_address(&barrier.word))
+      : "memory");
 }
 
 }  // namespace attn::sm90

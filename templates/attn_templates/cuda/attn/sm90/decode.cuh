@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attn/sm80/decode.cuh"
+#include "attn/sm90/decode_cluster.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 
 namespace attn::sm90 {
@@ -31,10 +32,21 @@ template <class Config>
 __device__ __forceinline__ void decode_plain(sm80::DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments) {
   if constexpr (Config::kCache == CacheType::kPaged) {
-    sm80::decode_ahead<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
+    sm80::decode_ahead<Config>(
+        storage, sm80::plain<Config>(arguments), FormerLaunch(), sm80::NoCluster());
   } else {
     sm80::decode<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
   }
+}
+
+// A plain call on a paged cache, of CTAs that come in clusters.
+template <class Config>
+__device__ __forceinline__ void decode_clusters(
+    sm80::DecodeStorage<Config>& storage, const DecodeArguments<typename Config::T>& arguments) {
+  static_assert(sm80::kLeavesInLine<Config>, "parts from other CTAs find room beside the ring");
+  __shared__ ClusterParts<Config> parts;
+  sm80::decode_ahead<Config>(
+      storage, sm80::plain<Config>(arguments), FormerLaunch(), Cluster<Config>(parts));
 }
 
 }  // namespace attn::sm90
