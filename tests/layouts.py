@@ -102,6 +102,13 @@ def first_keys(batch: Batch) -> tuple[int, ...]:
     return tuple(min(max(k_len - q_len - batch.window + 1, 0), k_len) for q_len, k_len in lens)
 
 
+def keys_gone(batch: Batch, first_keys: Sequence[int]) -> NDArray[np.bool_]:
+    """[keys] whether a key lies in front of the first of its sequence that need be there."""
+    begins = batch.cu_k_len[:-1]
+    first = np.repeat(begins + np.array(first_keys or 0), batch.k_lens)
+    return np.asarray(np.arange(batch.key_num) < first)
+
+
 def strided_rows(rows: Bits, padding: int, rng: np.random.Generator) -> Strided:
     """q [token_num, num_heads, head_dim], `padding` elements of NaN behind each token."""
     tokens, heads, dim = rows.shape
@@ -112,8 +119,15 @@ def strided_rows(rows: Bits, padding: int, rng: np.random.Generator) -> Strided:
     return strided
 
 
-def linear_cache(k: Bits, v: Bits, style: LinearStyle, rng: np.random.Generator) -> LinearCache:
-    """Rows back to back, with NaN rows in front of the first and behind the last."""
+def linear_cache(
+    k: Bits,
+    v: Bits,
+    style: LinearStyle,
+    rng: np.random.Generator,
+    gone: NDArray[np.bool_] | None = None,
+) -> LinearCache:
+    """Rows back to back, with NaN rows in front of the first and behind the last; so are those of
+    the keys [keys] that are `gone`."""
     keys, heads, dim = k.shape
     dim_v = v.shape[2]
     front, back = (int(count) for count in rng.integers(1, 9, 2))
@@ -126,8 +140,9 @@ def linear_cache(k: Bits, v: Bits, style: LinearStyle, rng: np.random.Generator)
     else:
         key = _linear_rows((rows, heads, dim), style, 8)
         value = _linear_rows((rows, heads, dim_v), style, 24)
-    key.view[front : front + keys] = k
-    value.view[front : front + keys] = v
+    there = front + np.flatnonzero(np.ones(keys, bool) if gone is None else ~gone)
+    key.view[there] = k[there - front]
+    value.view[there] = v[there - front]
     return LinearCache(_skip(key, front), _skip(value, front))
 
 

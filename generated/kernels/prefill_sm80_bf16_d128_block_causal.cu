@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c38bf5da42e977c77f8483315dcc54c80a77d291022182d26705e3e1015db3ae
+// digest         3292309003ba6b9f80f89ed04c669d60143f29d14ceb07efada9f87795e77ebf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

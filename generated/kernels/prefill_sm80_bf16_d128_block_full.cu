@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         b2ef961ea21d994ffbf5c0bdfd23c4af6585d8e2c44508c41a7d9819cc8ca497
+// digest         27961f65d3a04e946b295cdc200371978912eb01a243f2e54206cc188cc4d19b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

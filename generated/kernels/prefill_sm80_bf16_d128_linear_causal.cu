@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         799f63d7100779f1013a77e387c806bcd3b792da0f8004e12d467d003a78bdf5
+// digest         f6f3972107bae4fcd92586b343f2abe031db89805f5ebfb21c5733857a98a711
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         f8fb4fa5c71cd1f8c30e74618edbd66df49ae939e3c88504a95fc6d0eec15925
+// digest         cb812eb3bdddd96281b43ced062115a3fb5ab6d4800ebd04d09aad7faae5d8b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

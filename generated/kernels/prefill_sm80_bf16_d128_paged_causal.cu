@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         77f8f74c750e873f8db8a263ac4d7f844b6616d97dea4b7b75f8ad17cfac3208
+// digest         64c558a9ddd15dfc58a212694e75c70c752c49b142c4337b5f7ce2402606c86a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         8a6f8c1c21f3eeaf86c27fe63028bc9edb0de7a97b3cca50eee4148854d8a4fb
+// digest         abffcc902a549c8b82b02048a11446d22cc18228bc7759d6f0a8e5447ce49571
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

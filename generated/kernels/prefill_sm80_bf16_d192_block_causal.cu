@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4215ce10b51bc3826ff8aceb69fb0c2066b6fc9094b4523d09f5e44bf95ec23e
+// digest         dd058b5accc839c4004d4597497e141a189fb40ca17211825f522f3207c58f24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         d134210b88e07bea8f023168f3be207ecc952f1948924115563ae2881b923ee4
+// digest         82e5c7f3730c3f2c71d3dc8d0c0a08ba6a5b32d4180f84b041489b7f0207002e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         f4eca21b86421bdb208e8a05bc6ebb86535cdd447884fc46496c13530efe975a
+// digest         776b21e18191996985cd99de5d85605c74cac620954c0cbaf211e02189ff28a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9391942271d5fa180348e93bc72c9f7bdef006fa6022d6cb7cdff9000d61b0ea
+// digest         ba666c8327182c392953dec40386bb3af46e381d7415e1a4e8a7474e2d12192f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

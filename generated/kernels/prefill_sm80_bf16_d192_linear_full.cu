@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         fc527fb27b49a25304b660b155e2a6a3c3f5468128c49f32b87a4d291cbf52f2
+// digest         ebdc654f3c80de67aaaef14634e00e044277c747b7bf573c88ec4fe4a752d27f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

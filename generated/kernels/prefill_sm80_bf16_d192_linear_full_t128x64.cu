@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         67e91ab341b0182272163b55b71787070a66aec102e8bf24b3cd56bccb40f665
+// digest         fd38fa072e0b6a28a5e92ae873941b468c330e0618197b5c72627a730b52e849
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

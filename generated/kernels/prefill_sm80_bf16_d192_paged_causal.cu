@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         918b8effb26717873ba8d66fd1a3c9801f69eaccca21d74c61410f8d81415b58
+// digest         d9ab7b0328e2d39ca543507894d95e2666b02c1cebbab649dd4c52077eff5bf6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         2313e5c74575b27f367dbf471b740a38a38f0719e23a186171eb6db08c6aced4
+// digest         5ff46f13f4ef6da149c25bd91fd7ef9c24bed5662781c89df3bf5dac9826c342
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

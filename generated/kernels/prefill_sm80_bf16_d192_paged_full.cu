@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         a3bb29036eba0707dcd123b4cc335e7ec4a8cf6b4375046a3be15659865e6362
+// digest         cb76711c050ad17ab7c7c5e6eddb75860584a5c9ed62f66397e3822bf878343d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         116ada462aadccadec76c5deb994d775df6dc33ea048ec27a9e82e4ca2be15b5
+// digest         8408fc067805273dd71ce741e1d3f37a82b4e24138c386ad3f45bca622825431
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8fb99f2d5b13dfe4cda283863107a998671f0fb62a7937ab601c9ed910fa4750
+// digest         b7839d8201b2687503b59a59d797c1578c2aedcca83b49987c0ad8fa3ead71bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

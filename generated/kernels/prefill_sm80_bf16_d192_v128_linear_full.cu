@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         eeb75362ba60acd7fd3951e6fcda80d8fbd6d96106fd87cb0062aa19af80fc97
+// digest         38c22255429b21215e31209dbf4a652dd3ec90197134de512ceb86940a40e219
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

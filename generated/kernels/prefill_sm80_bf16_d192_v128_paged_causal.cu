@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3a4d5c0d10a63fbc4ae1db41ce802ad47896dd049e1432db6bcdc1c57d1e0198
+// digest         d53fa28b9291e977bda97c1170173bf7b1db9b3f7d47bf29e044bd512e150c06
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

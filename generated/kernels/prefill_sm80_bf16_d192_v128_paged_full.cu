@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         13354c6f8b79fc763df3bd5bc69f59f6b52fb392948210d5de13786c0a5de284
+// digest         d8c31a96fed9498368c7d8520d9a15cdcdeb6d91ec2deec034c100fcfe25ce42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

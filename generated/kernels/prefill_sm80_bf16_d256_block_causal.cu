@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         c9e7fb1d9b1d23432f2a40dd91e9c4523d2d2ca3926e8e2aff385877226d81ff
+// digest         8d0d53f8de2fc22622c434bd7882c3392dcd417dbfef90e0459706f70d900051
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

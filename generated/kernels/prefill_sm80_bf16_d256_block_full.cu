@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         ef2a129fd6a47da9caa988af973af1ed1b261355cbd2f3becdc6c0caf504e6d0
+// digest         11d2896a5da283581e5e64d7469e6040dfdf3ba0efa5d5665891356165b1a52e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9a0b8f721198f551d096d334b5fa5bd4b616e0488fa22a96e5cf519d14f3496d
+// digest         4230c1294d66d275894c2c55d464ebaee212072ea51d7e907d6831723162a6e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

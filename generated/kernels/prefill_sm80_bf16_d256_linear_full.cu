@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         1aa4c5f10aa86f40e70b21d886229e7a6c9d36207e735482efd8e7dc929080b7
+// digest         6400383c2afb878d7baba2e0a5b92d8f0df6d123c7146569c5e014c27e7db185
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         bf201a16e239f19a62a1cc256b78edac802c3a8725f42deab906288e603b07ab
+// digest         3f3d7f78a4b43bb4408d91bf8486d727d14fc7c9b2586b33d98b21826e26d963
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         3d60b5e12337f2c778b7e9db1f73ce4770aef62ce9391f1c67ac6773204897fc
+// digest         71b672a77b299e9fe9efacad69fc0d1c00a8fb8a771211c390210aefbde3b622
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         9164a18c2b50bcae321ce785457a6f78000d8d210880ba77769a26ebec426e17
+// digest         60d784441f94bf12f50a84d2e5fc96983bf3286060c11bf0db0e022a30187fa0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         9e59719fed26200fff511c219b314e5d50a741727e81bc184b6060f6da69f8e5
+// digest         96dc5822a73d6c3c45116100c601907dbfe1a825193538e5ea72f7dad230345d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d63dafdfd8867cc8ad7cf2fe68440b8288a4df70ca9e4ae36fc0313a4116fe0e
+// digest         64e1d28b5aa97d4fb03b2d33178727e683c92fe21f474ed6cd89e597dc84c6fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         9153ac186a7bced906abfaa8cf75ba531f0e6bce4e86f42e178b30a82715ac47
+// digest         c1ffd39f2e52c5e4b50ef34aeb3253f3ddeb3c9e834116e4488ab72ecc6c33f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a17293687971ff4638c55cd49da22e08567581b649173d915e1b79af01ab3e75
+// digest         615586c9acdaab65b7ff1a954daaedb1c2dc92eba61d639afdf164bef5933a16
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

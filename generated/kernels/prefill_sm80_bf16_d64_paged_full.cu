@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         852e33cdb5ea792bcabed17495b80f189123fff0e667d534f438ad6cffc6674e
+// digest         7ff57ae727f4619a4614ce4dc7a82d8413a2b60de44651f6bff1ac9d293853a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c55fe2fc1e0909240a75f78cc0d6554b76dd21754fa4850580d80a62670396ff
+// digest         ea9d6d3ed3b5a608305d75b666e15659ae7224d1c1d4fd25a87e055f545b1157
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

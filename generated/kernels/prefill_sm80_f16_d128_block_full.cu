@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         a97e84029bed3686143b052796c22b8784fc0eb387a52c595d002444e4442c59
+// digest         1f6c0409205ebf7bdee2005a21b9af0d277d79305da7c82c0933c786e5a948eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

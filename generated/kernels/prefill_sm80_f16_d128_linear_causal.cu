@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e9815c0812450b5052e49063e4694c41292c8dc9216e48d596c0540a08a584c3
+// digest         2e78de49dec536ccb3cd6974c2b0edc99dc21c1693e10b6496e9912f40f4ff0b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

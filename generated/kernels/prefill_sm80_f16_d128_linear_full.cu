@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         8535e8ab7521d679f9053519f17cc6814fe0d8cdacb61f078ea0c15efb07088f
+// digest         74685424656e05daa7585f276cf2f63494e1ac4728fcd0c3818e5efc401b846d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

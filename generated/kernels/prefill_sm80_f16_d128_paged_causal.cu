@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         9660facd487bcf4f3e9803b9ef80f76d64d2d80082f23cbdfc7a586866c664bf
+// digest         09f9caa6150dbaa66134b9cf560410641858ba373b4f4342cdc08260aadd7e05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

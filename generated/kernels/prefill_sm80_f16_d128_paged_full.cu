@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         9f2b49e3ceafa03389d0a8aa1c2ea8ecf2c94e2425bb78f9df3fdb8f2f324cd2
+// digest         0d8135205731c99ab046cf7d67ec87799f021540ed064a96e8d9c9da60988963
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

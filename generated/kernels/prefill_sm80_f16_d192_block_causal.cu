@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4aa6033c81aaf4ab2bb187fcb9af659a2f60a497828a16b7a6455681276c80b6
+// digest         78d67cf7447d62aaeca1c0cba548e2d28a1bbaae225746f4f677ace5422649d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         e69305606a2e742c3a280549c71b22d8a30c527249714c98b38bbc69b1d1de6e
+// digest         41e28b6a40888a5369b66cb5571c7bbf4f7ebcc756e4b402b9e5d09346d57c82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         c987313117d0b29f83369557614eac596df562c83d81fa8f5249927ba51ac49e
+// digest         ad6a313c2939d79cd088dd740258ea00fb53d629c84b5d69905a858d8da3ec73
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

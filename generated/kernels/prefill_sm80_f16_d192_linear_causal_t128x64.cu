@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6782c94a125037bfcb6072de16687c165b39c187d4097273062214ef81227fc2
+// digest         11e5ae4908a2555f18bd198f4343d5ecbbe4f243ca552dfedc5e1f6297f40630
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         0b6260762f7a8b57d573e7ea1f8098294de808628b8130a8e6d4e4347289b7da
+// digest         93c5d80d10119e811989b4b4e48a55ce0292e53116403da906ea1296e52a045e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         e7638a2a469ad46fe18dc60ac5348f6e13ff4f05776384042954a0979c33429f
+// digest         03c4f496a5a7dff2c9e911d76c670716cbfd429685290d78d76319d1a9cc8826
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

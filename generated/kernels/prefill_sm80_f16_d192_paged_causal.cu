@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7c34cf8ac617b8c1030818ee7c33b3f3cdd4423007d790bfd4d945e80e8ecb17
+// digest         dd136cd52150ba5a5a4df287c7e44706c6e9568ad8cfc118bfbc8d866df58399
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

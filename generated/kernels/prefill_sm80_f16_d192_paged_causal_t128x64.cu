@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e577059f750e3bd391b21e0d8b05fa2c3d3791223bfd32ab48b7255e2a3d42e1
+// digest         bac740f83359690eaea89ef14d098b0e76f60f2db795ba9763056b7725982ca0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

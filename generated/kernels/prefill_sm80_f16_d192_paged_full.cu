@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         017f25b17c0d07c727cc07d6d8f2a5290a582f3043c2c9d5d53f631afebb5cb6
+// digest         b9291aaa2353f4b81e7ecf44ef91d175c4dfc116ce7a31bd67edc014c837af8a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

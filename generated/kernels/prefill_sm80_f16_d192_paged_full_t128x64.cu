@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         ece2b322f362cbd914b44359b20a4112df380ee7b47482a36f2f6e996b281e6b
+// digest         4cc4a60e98a729e2af382ec5546db84968d3ffb7f154a78520ccef0e4afe49dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

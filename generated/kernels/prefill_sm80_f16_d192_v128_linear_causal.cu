@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         ad539b83d33b4f27e19f8628dfe3e496d4ba178d11c3b690a2281aed157904a9
+// digest         3e199ebd42d12039f65190745b9ab4a40a7869bd6824d90010a8d48f8a7f8ded
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

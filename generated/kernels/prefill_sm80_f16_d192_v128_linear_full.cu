@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         908f3dfaf5f2a588d4fb4f05d761fcc214ec022325b73fdf224342984d9ce796
+// digest         46d9adf3fdb134ae3d040e35e0842c50f89609650a5ef11a831847191cb4c080
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

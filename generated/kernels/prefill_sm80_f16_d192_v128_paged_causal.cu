@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         740fac49ba3c28f8027f19bf92db39263a2e7a02fb9cc9c4e64709f19fc0e980
+// digest         b108c2d011f664e8282bdb142ac5cbef7b24c20ba3fe01b87369730663ca4480
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         24997fa37be9de50a40b2d27d33ab626220aa78a7aab613e76199e5f24d53799
+// digest         867d07b6d40f5335f1578d3ba79d1b6ffdabeff5387ff24809cbe29730778646
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         242ffa371efb63af2983f6ea6ce29b05b48b94d37b687174c3e0dc3ce7ccf4f5
+// digest         199bcc977e1e9901941e2f6a03f250147c159b34958874fa9c31b6962671d31c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         a9ec5f62ab268dde3f555856c35459ae3d82a78d3225a5a622b8485464215054
+// digest         55f76ca168b0662e1bce70f9a240ee759289c07419001fd6634b418b175f5eaf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

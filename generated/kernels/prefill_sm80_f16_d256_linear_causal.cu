@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         754a85d69467a58394054fb4827c5f2b866ccaeac484fa6fac070c65ad434977
+// digest         da825cf96a83fe1d3a0e7bf686e26b1cba35652f0b2bcfbac4b9165d5f6ac7ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

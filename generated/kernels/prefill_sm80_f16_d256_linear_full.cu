@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         9df445dfbf6009b19fb7a74598ee27d2e09620204b6cff00295753305a5337d0
+// digest         499aad74f6b4c1a6290ad67e842cc8994426d2e9d46e1b5f5de6068b96d1d9f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

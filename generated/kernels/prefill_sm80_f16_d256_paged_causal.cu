@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         f7164e0b9b21487908fd66fb8313730df3927de4b680f267cb9f1adfa902e593
+// digest         edb26eedf510c5dcaac0a07b66b291800fa987a821150aab635b17852a706278
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

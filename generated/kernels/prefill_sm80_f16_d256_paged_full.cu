@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         90f9b07cf13c5cc612fd1d3094f96e0657e83f3b4d3600f04c7473b8986dde51
+// digest         3111f231c8cf68ba64ed8739ab9d1773e837b665ce0b7f8dd4654e5f3dbb269e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         690c86eca4bee4210af01aa67e440d8265460f5acb7a577d1c38791b8f0af663
+// digest         7041ca5855665fbc5c413a35279119fd6598817c3df145026f785c426550d00a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         779e23a521a570e3b58aaa80f2d9bd7357bc5bbbf858c96ac31700df93a80108
+// digest         172d769560bc384a79577b2103b12f8a6e557a0f89aa3a2b0c36f05fde712832
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

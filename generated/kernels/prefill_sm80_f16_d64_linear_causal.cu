@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         3a6d75808bc02a3a39f8a2436c7f5ade7ed743980cc912b039ed2b1e0d2cf342
+// digest         f295d4e4dbadb783cb95b543723d909e29b02775a4f7fc0ce633a840d2303e30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

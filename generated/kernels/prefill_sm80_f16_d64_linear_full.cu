@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         5ee32381386b4ece914f818fdc861d981f508d132b31f17f1ae406b87e609a36
+// digest         ad788995729327322af9980df66cccb13d338e31e82077a109d705fca0a75356
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a811968cffddd4f8484a859d4df5f11835b119ec65486c2e85f3a732f78fac8e
+// digest         c6ad5bd36ce41193ece3aad57e2f8090b13b7ac41afc733110da60c50c4592a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

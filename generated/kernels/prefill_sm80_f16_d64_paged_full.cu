@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         53800f9f8f25e31d76010dab797eb8489168cdc10d2a045ae7fb5d29d567d863
+// digest         7b9c009eeed2400972004a967ee9d5d784fd14a19da34d7c1ee116ff6fe50528
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

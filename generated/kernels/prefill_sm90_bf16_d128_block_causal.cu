@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         4e0aadb56b0eb3445fa0e06adabd9a845fcb96506a7096c9263be3a14ee4d321
+// digest         28fa054eeeaa0e0f933e383342ab58cd156dd6ef1b0765caa8dbe3370634a39a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         a008187b6a603a1a15da383eb42eb9bf2f392a3ef0d0ae210ff9c5b05d7ffd81
+// digest         3c3cc527d597b9c10cd599d6980a5337e9f65e6c114fa4ab2eaff1c670bede4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

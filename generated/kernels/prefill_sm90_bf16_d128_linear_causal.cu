@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         014d4f3bbc5e4a8f63ffd69ae6f6787ba4657835c918746ed196b725f86b4eee
+// digest         4c960e88230017904c6bf7748028a05fca559881caf650ec97d4af446208689e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

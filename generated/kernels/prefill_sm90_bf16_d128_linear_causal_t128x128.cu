@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         63be2105e8d3e1308304d1cd001dc37a5b2c32259e77cbca39464dc46ac9a676
+// digest         7e3f467332af96e636cb6a2bb7a0a6847c9cb78927c9fff3865205990f184771
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

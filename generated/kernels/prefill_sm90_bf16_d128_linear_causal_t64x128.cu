@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         729f74c9bbe001221c695edc166139bdd6d9e15ce3fe9cbdc3b501323b075f34
+// digest         e65de2e12571d92132f85df7915600637af994f131103e6776c99e62469e1b47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

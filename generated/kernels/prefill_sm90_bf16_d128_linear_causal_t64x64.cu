@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         6df5416254f5073022643bba7803a19def58f79d6eede1312d753614e1ef2a3a
+// digest         6e78731a51f2a9c0f51dcb0502bb1fd0ba9157d257c84199646a68b84784a9be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

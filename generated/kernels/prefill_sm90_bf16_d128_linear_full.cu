@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         4771d00df48e69e7e7680acbe850ead7898dd26e122b14ff4aa67277baa45981
+// digest         33b4353e101e15960ecd1666a9a217a003a875a390ed7b5a0ca6a3e8cb46ab40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         a1df5c904e929a6ba1a1bd558dbb1d98482d653b94ee135ff7143d06b4cd479f
+// digest         ecb664c22d2581441e33a11eb75ac075127e5e7e76c9c597e0d8adf4a13b2c84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

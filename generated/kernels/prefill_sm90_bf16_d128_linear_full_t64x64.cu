@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         dc31676329da0362e503e19e22241565a79a3a8408f6dfa83c59271cc458f8ec
+// digest         1efb93a3a4ee09feaea0214150a164a68b5312697f90ba5affa256d6175cf53a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         c1e0baf3b89cb0da9d300fff03ab8c5b91f24c848068b605019518cf3e57a330
+// digest         6b3d315302ec70e1e49936c1a823f16326534434a79e320ea78d1da8ec3fa358
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

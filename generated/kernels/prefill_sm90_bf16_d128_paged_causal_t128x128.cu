@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5bbb1abc1682e8957268ca42d2e7285ddaea4fcc27a49002e4b1f61b0aab5fd0
+// digest         1685ece56ad77ea4d98905104b27f65b627dc27963aeff64d39d4ebd4eebd485
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

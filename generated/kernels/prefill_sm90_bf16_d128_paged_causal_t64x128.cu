@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         09308595c1a5fafa2688930ebbdc3e2281e50e0617926b4edfef9fa3ee2cbc14
+// digest         3df0ad172dabc6070a8c11e762a5cfeea3c5ee768358409ac53e4e5cc342044b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

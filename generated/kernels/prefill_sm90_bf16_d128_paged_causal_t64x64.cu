@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         f1ce97bddb887158fd1af46682b254ef6e9af04fc191055d5cd83d93c3c376c3
+// digest         06e73b10990db34fee25233c2773e4fde0e3f2cefc8a55e992e8f63bddc566fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

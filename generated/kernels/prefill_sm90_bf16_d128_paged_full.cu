@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         1b2a8f901582a6bad8b8e8f6d212c730e86f508df234ab636f7058d7c3cff15f
+// digest         46c5a171c6ed41dfd47dd3c0f48082c75ed924e8fd0ab2bb039c75f91e96f8fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

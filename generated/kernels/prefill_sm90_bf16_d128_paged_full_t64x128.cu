@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         8951229d598612f01514ce2e3224414cf11186567b7a8dcb37c1d3e5896ddbea
+// digest         f0f1a3cd38a36f46d4e089868b48305804af5fe574dfb4c50e8980340f871643
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

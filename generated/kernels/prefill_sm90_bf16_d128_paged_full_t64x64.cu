@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         ae02e10fecb3ee095892a37c098c917692dc5dda7a77881c59f1d02feb141f38
+// digest         ba33e99a93a39ec7a23fa67983e0c74f89e7a602ec79f0255cf1c542f8891d02
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

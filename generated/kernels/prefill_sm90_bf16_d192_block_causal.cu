@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         a65127ebbfa5584032bfbd039340db7938f64359314888b8d70388f4ed579fd2
+// digest         c41dea7472a6f452896890424054bfba99b6dabaad785d3cf94c37240a4274ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         ebc01fd212cd348ea7d1c08df2f180046d21ab7de293e3c6557ca03159869f51
+// digest         1264d7e038661624900dc4fe91d84a30e6ff64084dfb8a0679cd7ca1fc892699
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         fa87537eaab3d63eb3adc979ab7e4f295de3a310f63a262df04d0b05fe0e12e5
+// digest         ca2146171111d86d96c360553ff584d693eab754e30f7c44d622f1c56caaecb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         2bfff12465d20997ec8fc3b0b0332f6cbdb196a8eedbd67fdfd6dea05abaecbf
+// digest         d2d019791fafb49fab320de7b822893bc16a95c71d0eee18814d16861bfe0521
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

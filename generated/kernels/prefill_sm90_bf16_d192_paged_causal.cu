@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         8258cda9b56eac99d9e9a456ee33fe125687a5f5833277b8a2d2dfd1090df634
+// digest         7c403fe6f64bb1b86e8d4a0ba1dd4ab8207c64612517f5c094e9f5df155e1d11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         5b8e08370745f4fef76a5d7a97f5d60ccb2ea8c3d166457fe11798c26d9f2820
+// digest         cfc18fbe5edb1c0634464a315daaf264946334abfc1472903511e2c3b67106a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

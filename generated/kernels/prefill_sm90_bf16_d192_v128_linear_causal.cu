@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         661b3f858b9bf6000c3337030d2f44fd89a20ccaa6c3ddab70fabcbb7bf0bf1e
+// digest         82488f4490bd68777a4856e4d0a5dfb6ec796e30745a3b2bd83d31df87ad9206
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0ee2945b189a9303a744e00b19f33c6b018375e17ec533e1207839cb13ac77eb
+// digest         b361fec919b9de80d91ad027afefce84a7f975edfca79a4f7c51148c63909b0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

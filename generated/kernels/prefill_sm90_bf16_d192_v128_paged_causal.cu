@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         37a7e86d5d91ca3beef5c709cb7e2af11248a1b3af3d5eb99549a1ee356d3087
+// digest         e4d038baa9a4fc69433cab3e4b7aaeedcc670b0d97024223087d076326dada88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         fe947b7eec081c01f685881c0105010d4cd18feaa56d0bbaade539bcf3dd1d37
+// digest         6f85cf5853c9c80e074bd2f14cf28c913f6c9b1fb7e42cd97d5628c750e6ed5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

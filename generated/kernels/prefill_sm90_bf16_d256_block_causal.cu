@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         2fa615a58d86a241cccf80c1a8709202461209f6dfeb0a14f9a24dd20e3e7543
+// digest         38cb6be0e0058c6f589414489aa88a50148d6b85ad910ac4824550066a08b90e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         2f2ddb186d5b76098598d260109bc8591ca8e4f156a3211b7fa0c3f1597dfb28
+// digest         b0911bb6ae525d0d2b85772689a901a8e1423bcbe570f2b125160caef697b9ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

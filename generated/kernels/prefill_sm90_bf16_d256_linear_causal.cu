@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         1960e015e61bb5673d97242229f995947c8049a1524305b4a36079b0a6a05a3c
+// digest         b1b5da68619f1d239ecc4e9a280518703370c30753cf3ee07524bc5e153cda52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

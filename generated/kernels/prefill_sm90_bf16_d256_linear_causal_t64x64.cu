@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         6c19620bcb1beee4d29f5af04b8475d540af26075f35a0208429e7ccfd7f0fa7
+// digest         f8a87c07deffba5623e10004348d5aa9d33a59f45cc6e872785ee9fe33024f39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         3e75a701a246bf829f9560731087670fed2af2e7822f58a55d0ee9ea9fdfce13
+// digest         10f84b9b6e50db196b45af52cad15640dc83d4ef08520e41977105cd6a61b517
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

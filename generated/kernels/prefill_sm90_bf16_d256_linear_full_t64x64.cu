@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ce64670f67bae07d0eda7abe97be999e0403dafcaa953447d548845af5b0cf89
+// digest         4ca33d5745d054f0e67b6d055440137f01a0e65134359964c68f6d119a460e81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

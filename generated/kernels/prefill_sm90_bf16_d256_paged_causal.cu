@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         e6212148adccfbd82dc16ef49063f4d5249d09197d50f97a4452a16b3a262ba4
+// digest         f4557a9721f90f1b602ac21cada32342dcdaf59a231db0a6b2509cb6567bce45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

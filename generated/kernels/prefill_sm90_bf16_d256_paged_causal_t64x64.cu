@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         de054f743978be983ef3d1d96065d44da7630d2fddbe66e20d7d12dd8d31541a
+// digest         949db2aacbda841d0bc258c6d53835c453c983a50dcae8a34c6031dc128beac0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         6c541eb472384a08da500ff65b7e7573805d0799ded48da80e58b495fb5d1f10
+// digest         36c70645366eea95821a968e1a95b596890867d352b6455da3f18602f42081dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

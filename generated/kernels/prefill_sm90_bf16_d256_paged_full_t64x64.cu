@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d8f120031b06c00f06577a9d17d746c0569d083729db9788df472d1c6f1e7a69
+// digest         263df579735f27aaf4688b9f1da6c939643158fa84a74838e86d3f7ced700443
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         375a83a14f70d068c8c3f298e25c8398a9f3bfa389cfb50bbb64dd6764529f25
+// digest         878c5effe482b3902ab62b8b8c81e5e121a6e0e8d96d045e9ce0ddfffa6fa99a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

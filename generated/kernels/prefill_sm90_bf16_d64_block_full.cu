@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         0710c4acf8d685b25b7998df01c4bebdc751c29b973f82803dd197b638de056e
+// digest         5490d84d51f0936522e4b8227e8827c3ff2c090f976f6d97cc9be8b254937c2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

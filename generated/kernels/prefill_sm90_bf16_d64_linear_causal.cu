@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0055e6d4a9d1dcc7756cd58073956dc940d50f01a74681bfba1ad3cb95c83b44
+// digest         594e32a9c1b0d08b164e7b307493b7356f30b3b64b173fef3a612eb760f50d4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         35caaea5035d945d29fb9e422c07b4e8a7e8ab3d61308437cf8e8fbc02e4450b
+// digest         b0f247dac64b1c7d5b6d51ea8d196eea463a7d639451cef1407cda66e8fdab78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9e6634484bb970f65b13c24d07fe8d42e24db3c84dfd08175ae5f853be0896d0
+// digest         3ba7ec8b69e87f168865ed73982f3bc94d0f3c71ed8b21aea48aa36e87540533
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         fb8fff4324b517a59bb362c007fd373c6162c245f90694371e9e0ff9e506a6ff
+// digest         46e86f97943218bf20ca2b21db1ea5cf146bc1a9c5fa63959e4e1a4db1cf6e4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

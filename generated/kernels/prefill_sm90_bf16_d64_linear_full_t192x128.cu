@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         857e5c8535e50d8925b6837a99002bdfdc7617c305fee77873d371b56877eed3
+// digest         55a23593f3c8f331148889a89e90bfeae796d649bbd0133edabdc1d8ac10384e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         b905d920a0388aebd86fa5ea9d0f53244a0d68b14264ba3901fd0ab41c48f504
+// digest         dc86e6ae5c24dc90b138986c039029ef17b7f013f6ab24c7eac4a1bff8bc00b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

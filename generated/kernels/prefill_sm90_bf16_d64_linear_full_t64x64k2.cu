@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5e19a306db6a9ac66396987aead5aa77886fe96178d230a6893f385ee4c1b782
+// digest         4f6a866a94f83b4f4973157506ec9f55e6028dbeb8421cdf40abd01f83350176
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

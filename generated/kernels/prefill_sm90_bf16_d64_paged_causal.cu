@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b266f4098b07033d311beb7360b04f05cd63147967be7d030dbc9cc59b63d82e
+// digest         ba682e93a7ddffb4fbfdc686bf41fa72f7c881fb1847b9df8c94e9a305384c63
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         c02ab7caf6626c72828ea9767ff22fed9ccea413be4616d4f8a52589865ca2ba
+// digest         8b366951edafaf901b0011e5a9bde17145de65e3c50b7dc0dcd88246928684aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

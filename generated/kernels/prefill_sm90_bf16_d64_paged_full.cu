@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d013e0a3630f0882638b614a228675e03719588aa30d0ee7f20f7b23d01cd64f
+// digest         22880b15e7e28c7ca9ffa0dba712c73dd79e000aeed58c6d9a8d9950bfbfb519
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

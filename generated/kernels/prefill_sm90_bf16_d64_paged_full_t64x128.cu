@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         06d67c325959343f98b59e9656e9f0de90c563f6c39a35f6a25bacdee3ea6671
+// digest         cc4a491e6c71cfd2dc4010bb8fdde631072c18d820c5ca4c0163beebad1a5fd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

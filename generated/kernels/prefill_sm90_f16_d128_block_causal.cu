@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b776213bd948100c8c6f187edb6bf41c7a64b39e8b0f7bb61cecb87162727a64
+// digest         b5e7e00cc618e54b6a99e3839c3954a5c5b3622bad2bda1e20ee53094ea3a20b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

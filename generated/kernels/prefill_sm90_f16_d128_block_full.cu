@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         77972dd832123c9640a25288dcc07f252661a71bf9aa9bc45085c06f6c3998d8
+// digest         0ebb4c96f247d75f13da70633d493eb9e28c0fec62a2edf60537431ad350c2b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0f349551321ced6f341ea55964590a4c210c22ff3f0695824e40605e276fe4bb
+// digest         3468e63aa0307540c34af352bfa0de6f87529d96f60cd2061f97cc7231eee5c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         93ddf3b94976dfb49faa438158952da9b300832db300cd26f7f4f5ab26aed0b5
+// digest         5b8f8afcc96271c108ba141d28af36f4643fc15625d4ed9a65bc8c02c4f5b432
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         7cba11cc21ad3cc3fa492d3f254b5aa54b7d340445ceee010c255e04d517bff4
+// digest         914acacc2c44672b39f6942312a01e962f21550f585154d53969f7b675b260bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         882ea60f6b43d33038d701c864e38a73bc22efd5f989b3b2e53b28ad685b4ac2
+// digest         e7694bf1f4bb17e4d2ae8efada4772d977fa7b91873b75599e5c92bcc22ea396
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         7ccea460a7d92f75bae5f3e29aea1654f51994e012eef0f938f338115d436b08
+// digest         7aafd62e21070597c264708efe451ea509f1795eb36675b2592c28e6668a9445
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

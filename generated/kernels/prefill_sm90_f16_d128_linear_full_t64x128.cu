@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         bc7869b2436c771d33a5bc8c5bf45eabe5be7119bfb68e4f6ef619670d470b22
+// digest         2678600d0804187c17f17228f9425020a75344ab1dfce1167431de6797067e0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

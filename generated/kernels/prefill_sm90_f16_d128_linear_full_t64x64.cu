@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         a4847ad3e7f0cd6340eab695508d7e728fee0640e13c010f2173e64b434d6daa
+// digest         6ea655c3ac312fc560770786d85717a210e79cc5e03e51dd024c425a074cb3fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         dcb0d2efce843b43c4de67700e393f0c11dcaf191e1757d020bd8fe4d4416807
+// digest         741a556efa66599e516b1d71455041dcd8a1f2442d30ef4abefa80ca0c24c7df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f1ae55b85d0f2aa41e15d4bde936d27041facde7310b291cd8e80463af07b229
+// digest         65d35d54a828f99309ca6249313d9a80acac44e34c45636824882a67564292ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

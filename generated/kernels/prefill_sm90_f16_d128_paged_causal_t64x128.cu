@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         30ddfd4eaeb72a434ea6f70a330608bb5e422507200efe8413d022d63ff8f379
+// digest         22e686d5a9728fd56dd3eb355e87703c348139b7292c5ecef4b7ed3fde9f367e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

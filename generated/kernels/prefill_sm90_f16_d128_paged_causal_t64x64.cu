@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         1bcbac745d926497ab49c03b94cb354353457be06bcd291f902b300aaca2d3fb
+// digest         e6613872d08f4fd7220440cb7e0e00cd2fb231ede681624e9f7164c10e2f41de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

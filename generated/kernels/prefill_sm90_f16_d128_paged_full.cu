@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f931e83fd623ea7271cd8a43755f404ccacd22950c15995bca3870da99cb75c1
+// digest         02bdd2993ddd7ee4200159c6bdb8d4eb83ca8db44a6ee832882f715d37f1ded9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

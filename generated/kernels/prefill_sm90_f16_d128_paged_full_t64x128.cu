@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         3ca83eca6495918482dc06d4993e2520302f31c9168dcbec9280311a4130d8f6
+// digest         53e1f4eafdc09eaa3fad711f64283ea2ce941b79efaa38cd8f47822cb6117415
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         145539d51662acde5cb3c5095d53e4649437f5d1f274abe7769158e1f04f798c
+// digest         ed30e4b1422f11463b28d4ce90007c0e8e517c478cb35a8d15ba04fe049d5c52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

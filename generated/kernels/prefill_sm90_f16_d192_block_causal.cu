@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         3239c13b5b3234fcd46cb373a66b4b402dd1eb2abefdf518f39618e717d35b29
+// digest         ee0a2481f5302f83024cc598896a6273dc9641b35c88cfcb589d958b5022d472
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

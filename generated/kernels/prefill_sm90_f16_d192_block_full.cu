@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         4c89566bc4fd7f2709be7b4b9227ec2272648066288636b76cbde39b22e2f417
+// digest         5628bd8e4e690ca8370d2a95927d324671875c0cb3297f073b5e01b98266c473
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

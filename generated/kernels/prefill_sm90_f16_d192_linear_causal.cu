@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         6125472aa51cc5ac86cf933cc220e5e2e97775b47fb1fa638c3c2c3baf8202e5
+// digest         49aa9fe13edb24a4b22335f1a185832cd00085b8360c7927e7a1a32bf3301658
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         f06f98268d671aebf70fcfa39999f5d36bdc45256f373021fc1480e4cab9fe1d
+// digest         b9b4b22070ff640d45d291bf293bcfd4b7034011da317bdb7cb9e124107df589
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         bd73759f8cef70a50d6f15194f31e6783082a8267d8f43faef5e331c551f329d
+// digest         3e9584adf6538b7b84cb69e5e2ec9ea943204873f79b09235247561e184169d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

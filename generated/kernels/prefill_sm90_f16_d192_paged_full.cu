@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         441bce54ff31260f20e4daa2e9a3816f2e08551a6fcfbbd93acdd064088d0c09
+// digest         cadf08ce00269c11a88b7cf380e7b5da25348ce12f8756535b4558ac603b65c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

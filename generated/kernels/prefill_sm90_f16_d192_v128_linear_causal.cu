@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         efa0764050240c59b14ba33da97a63e20b9656f62e68a8f0536ef143c70ceaaf
+// digest         aa1c9edb7e30c49f384d876ee85e91397fe6e965382879bffaef77f1c04e3f38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

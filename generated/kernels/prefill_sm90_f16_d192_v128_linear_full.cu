@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f212df65bca4d2c4519068f9a98e60fa03b13d18d360ad4ab3add2c1be4226eb
+// digest         cc9ce722ba83715c5e5956968efbfe8ba967af83388b3179af0046b7536bc8c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

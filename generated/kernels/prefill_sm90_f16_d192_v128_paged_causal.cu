@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         55926790f8ba3542128425ae9116b67052abff3023bd71f56c38d09753b1b81c
+// digest         f37c66a8bba942eae9496445785cae05a6c756b2660282ad330da80a3c139d12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

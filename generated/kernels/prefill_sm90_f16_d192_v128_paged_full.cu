@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d3bef2e9fa64b90958dedfe2afc5ee3c9a4ab693ec49ac38c8458a80baffca8e
+// digest         a912ba161d5894b528ca13e879108ed516b33004265a6f307e04f267665ca694
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

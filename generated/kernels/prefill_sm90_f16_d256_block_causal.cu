@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         5ced85fa23c9dd58a8a77e8ad15a017572378f12e4d6737ea6a4bfef8e6646d1
+// digest         e68700bf396ed1645d1de19c34be37d33bc0c488d41e34fec1b5a3651259baf9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

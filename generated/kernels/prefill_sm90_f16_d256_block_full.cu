@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         5d17d882317a761b3a3d321bf86bc7075620843b9b76d7d0dfef4afa5e81eaac
+// digest         9ca8d5226056f7cb66c49453d080efd3311025beb85d4cd19bb69c1369289529
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         35fc4226abeedf6592f5692f2a471ee3bef8f35648f24a69a81a8b4f8e182366
+// digest         714a4219307fc57479cb71ca04d75dbba5f9bde6283390b4c6ef7d7cd6b570b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

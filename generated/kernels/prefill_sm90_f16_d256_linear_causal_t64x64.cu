@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e1fb5d0480f8607c23f9aec67ca806f36e1059b80ca771dba0d40fcd1a789fbd
+// digest         e8015ad3ea571ce27e2e6c37246df537a7938121e8c5767587e7fd4a4da1e167
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         1fa4d557ea6fdc07f1eff442dab8df53481e1836517222ea6c9cb777663157fd
+// digest         81d34d1195ce4a9494fc6bca0930e2073d512a81948b74480fedc87b2d15a158
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

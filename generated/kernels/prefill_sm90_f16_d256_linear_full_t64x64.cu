@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ec3ffc01a554375c016459e3a8a41ce8216ff4518d7980af1628a2e894887ea1
+// digest         59351e0fbb5caa3a348415e8f5cf71bafbd39cebfe5078af8f8f37ca8f9e63ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         1f80fd97531863074c642aa5a7c7bd1725a0a2a4142ea21f229e1eacbbb986f5
+// digest         2690c8d0236c948be8b4482b6eb44ff482381ef8c9b7957758189861550dcdfc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         409387daf5de01aef918f997d15c8d88251e281732b1ee7ff0e67ad47fdb3db8
+// digest         98a9635466cf847cae6a6b697c122bb882764baaf5c11e02f19e137d6c3d8495
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

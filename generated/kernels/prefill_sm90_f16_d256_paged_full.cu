@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         4d2136012280192ea5269aa0961a6d93e2e86c32508dcd53cd9055fc34477e3c
+// digest         80c27d7ae5594088d5f853a8e1d6a0d6e4dcf391f7dfdf244945dd16c69dcaeb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

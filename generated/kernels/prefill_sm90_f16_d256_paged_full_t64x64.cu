@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a73cd858a4b468960a34599c6ab9d31f377b03b56f779303e787bdb39f222f44
+// digest         8e08840d9547dadb377c6ec369bccb5f71a5ecdaf9e61fb1637a5bbfda8ced84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

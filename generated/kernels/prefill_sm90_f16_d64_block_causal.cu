@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         edcc7f0f7c8fa8aa86f06ee7b8693950c1c07861a0a7941bb140605e34281a7b
+// digest         881ddc3ad95f05ca45cc500ef175b853967d9d563235f3fc58b23ad7aebe5c5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

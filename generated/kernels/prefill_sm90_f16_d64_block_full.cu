@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         6e57c04182f2f5e9e9ae2e69b32af211858abd0d9ece39b05c133b7353ad94b4
+// digest         7a501136c899427f79d516a1f734f5f3cc52722ef463fbc1b47812fb2136895b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

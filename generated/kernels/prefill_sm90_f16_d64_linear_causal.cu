@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         1eacdd9813b0a25d9663c92101bc765e0c5c62c91c7925e81e23dcb844a7b711
+// digest         3d84277b8978714f5df001a0987d935261d7102535e9c9c2ed587862890b3780
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         286a0d8c55fbb4d8f08460e47145834597d0aa88fd57321f263c45e389445cd7
+// digest         293c30d67657527b8569e411fc9b6c70145f94a8c8efb2c4b91e061bf8005873
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         775dc3a8589b9e014bec53d8cd0598e8d4050344cd49e61755bf5fffcd513bd9
+// digest         55dd91bea55e9caaf3edb02eeb036f64d801132be8bb12a8a3db17eba0cb4a87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

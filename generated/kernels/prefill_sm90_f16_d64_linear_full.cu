@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         91ecace10e76a8aaeee7fccf7cd4550419f76f20bfd33e1ddb3d4f4d402934fb
+// digest         ed707d2f18a3eadcb231a8e7502773f5df8c9c99781137c1e4897f42a24917b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

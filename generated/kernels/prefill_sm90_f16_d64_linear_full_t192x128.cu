@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         1e0a48f9ab1ab5063473e25129366770e5878a7fbb24d4db0da14e0d64d27bc9
+// digest         949590d151fc3dc5d1a2379291de8782cf6fca3c8335d6078b05e851e456b8dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         7aaf379efa9a046fc4d1417b3b906240d2cc52da102af84cb1446472c4e95818
+// digest         8bcc1dc813c88c501f088e8aa36a07915e4e9b8416238ee4221b48215cfdbb00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         0d0f06878ae0e39f30ba7eecc8af131185d9da2135004750d3a43ef4a9396476
+// digest         c94ddefc9484f19a14e786086854668586488839ecff154c3039878fc272bba7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         17331bd7d78ef96c7d97aa4e73fe9ffaf2c67ec7a7a19bcf7284f957e5d3b753
+// digest         55905ac8eb5d594022b0752d35943619d707a2417e2cec47916891516f6b2899
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         a6f75fa21398a4483de50f123effcabdef52d75f84af461b5d3ac859f1ae9725
+// digest         6fc69a35e3be2fa3f374141087aff596a441a49a78d68d80ee00e943b3ed4d69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

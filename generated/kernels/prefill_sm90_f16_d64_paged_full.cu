@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         79ef89d7befcf975e40adfb3645676a5d6385ede9c00d07034386b1dc9dcd17e
+// digest         8b021913837037ee1f1997de6a72b5891da4dd178c7678f188c9b148f5a728ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

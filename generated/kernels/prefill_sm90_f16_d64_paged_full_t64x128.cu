@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         0ef17e7fab75550a2481104db0f2f92614d7e5fdd15dbdae837832a2525b427b
+// digest         5a8c431eea4ee9c4af5b49eff35d80fd8697322b27b9dde88550bae0dce336be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -44,14 +44,13 @@ class Attention:
     where K and V lie: linear, block or paged; mask is causal (query i of n sees key j of m iff
     j <= i + m - n) or full. Words may be given as enums of attn_codegen.config, too.
     window_size 0 is none; w: a query at position p sees the keys above p - w (and, with mask full,
-    below p + w). Blocks of keys that no query sees need not be there: rows may hold anything, and
-    entries of the block table may be wild. Of a linear cache, prefill multiplies rows of V in front
-    of a window by 0: they may hold any numbers, but no NaN or infinity. softmax_scale is 1 /
-    sqrt(head_dim) unless given. split says how the keys of a row are cut: "heuristic", "off" or a
-    SplitPolicy. `device` is the GPU that `prepare` and `plan` use; calls run where q is. `arch` is
-    the kernel family; left out, it is the fastest that the device and the combination have. With
-    `context_parallel`, the keys of each sequence are spread over the ranks of a group: every rank
-    makes the same calls, with its own part of the cache.
+    below p + w). Keys that no query sees need not be there: rows of any cache may hold anything,
+    and entries of the block table may be wild. softmax_scale is 1 / sqrt(head_dim) unless given.
+    split says how the keys of a row are cut: "heuristic", "off" or a SplitPolicy. `device` is the
+    GPU that `prepare` and `plan` use; calls run where q is. `arch` is the kernel family; left out,
+    it is the fastest that the device and the combination have. With `context_parallel`, the keys of
+    each sequence are spread over the ranks of a group: every rank makes the same calls, with its
+    own part of the cache.
     `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
     the plan picks one for each call, by the bounds of lengths and by what tiles cost: as measured
     on an H200, or as the file `tuning` of `attn-codegen tune` says.

@@ -124,7 +124,7 @@ def free_attention(config: AttentionConfig, batch: Batch) -> Attention:
 
 
 def problem_of(kernel: Kernel, task: Task) -> Problem:
-    """Draws q, k, v, and lays them out as the task and the kernel's cache ask. Blocks in front of
+    """Draws q, k, v, and lays them out as the task and the kernel's cache ask. Keys in front of
     every window are gone."""
     batch, rng = task.batch, np.random.default_rng(task.seed + 1)
     dtype = kernel.config.dtype.value
@@ -329,9 +329,10 @@ def cache_call(
     uploads: Uploads,
     first_keys: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The arguments that describe the cache. No block has keys in front of `first_keys`."""
+    """The arguments that describe the cache, which has no keys in front of `first_keys`."""
     if config.cache is Cache.LINEAR:
-        linear = layouts.linear_cache(k, v, task.linear_style, rng)
+        gone = layouts.keys_gone(task.batch, first_keys)
+        linear = layouts.linear_cache(k, v, task.linear_style, rng, gone)
         return {
             "k": uploads.view(linear.k),
             "v": uploads.view(linear.v),

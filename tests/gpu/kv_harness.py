@@ -92,8 +92,8 @@ def upload(
     scales: tuple[np.ndarray, np.ndarray] | None = None,
     first_keys: Sequence[int] = (),
 ) -> CacheOnDevice:
-    """A cache of the configuration's kind; the same layout gives the same places. Of blocks,
-    nothing is there in front of `first_keys`."""
+    """A cache of the configuration's kind; the same layout gives the same places. Nothing is there
+    in front of `first_keys`."""
     placed = _Placed(config)
     if config.cache is Cache.BLOCK:
         pairs = None if k.pairs is None or v.pairs is None else (k.pairs, v.pairs)
@@ -205,7 +205,8 @@ def _place_rows(
 ) -> None:
     rng = layout_rng(layout)
     if placed.config.cache is Cache.LINEAR:
-        found = layouts.linear_cache(k, v, layout.linear_style, rng)
+        gone = layouts.keys_gone(batch, first_keys)
+        found = layouts.linear_cache(k, v, layout.linear_style, rng, gone)
     else:
         found = layouts.paged_cache(
             batch, k, v, layout.block_len, layout.paged_style, rng, first_keys

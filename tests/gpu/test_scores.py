@@ -18,6 +18,9 @@ KERNELS = [
     "prefill_sm80_bf16_d192_linear_causal",
     "prefill_sm80_f16_d192_linear_full_t128x64",
     "prefill_sm80_f16_d256_linear_causal",
+    "prefill_sm90_bf16_d128_linear_full",
+    "prefill_sm90_bf16_d128_linear_causal",
+    "prefill_sm90_bf16_d64_linear_causal",
 ]
 
 some_kernels = pytest.mark.parametrize(

@@ -45,15 +45,14 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if constexpr (Traits::Kv::kHasPairs) {
       storage.pair_rows = Traits::Pairs::make(params, tile.sequence, kv_head);
     }
-    Work<typename Traits::Cache>& work = storage.work;
-    work = {tile,
-            split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
-            Traits::Cache::make(params, tile.sequence, kv_head),
-            visible,
-            splits};
-    if constexpr (Traits::Cache::kGathered) {
-      storage.work.first_key = seen.begin;
-    }
+    const TileRange keys = split_range(tiles.begin, tiles.end, arguments.plan, tile.split);
+    storage.work = {tile,
+                    keys,
+                    Traits::Cache::make(params, tile.sequence, kv_head),
+                    visible,
+                    splits,
+                    seen.begin,
+                    keys.begin * Traits::kCtaS < seen.begin ? keys.begin + 1 : keys.begin};
   }
   if (threadIdx.x % 32 == 0) {
     const int warp = threadIdx.x / 32;

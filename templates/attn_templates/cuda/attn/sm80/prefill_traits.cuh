@@ -86,16 +86,11 @@ struct Work {
   Cache cache;
   VisibleKeys visible;
   int splits;  // of this query tile
-};
 
-// Beside it, of a cache of blocks: the first key that some row of the tile sees. In front of a
-// window nothing need be there: rows may hold anything, and entries of the block table may be wild.
-template <class Cache, bool kGathered = Cache::kGathered>
-struct WorkPlace : Work<Cache> {};
-
-template <class Cache>
-struct WorkPlace<Cache, true> : Work<Cache> {
+  // The first that some row of the tile sees. In front of a window nothing need be there: rows may
+  // hold anything, and entries of a block table may be wild.
   int first_key;
+  int whole_begin;  // tiles of `keys` from here on have only keys from first_key on
 };
 
 // The keys that some row of a warp sees, and those that all of them see, which need no mask.
@@ -120,7 +115,7 @@ struct PrefillStorage : CodeTiles<PrefillTraits<Config>> {
   typename Traits::KeyTileStorage key[Traits::kSlots];
   typename Traits::ValueTileStorage value[Traits::kSlots];
   alignas(128) WarpKeys seen[Traits::kWarps];
-  alignas(128) WorkPlace<typename Traits::Cache> work;
+  alignas(128) Work<typename Traits::Cache> work;
 };
 
 }  // namespace attn::sm80

@@ -76,11 +76,10 @@ class TileStream {
     const Share share;
     const int first_key = tile * kCtaS + share.first;
     const int rows = tile >= storage_.work.keys.begin ? storage_.work.visible.k_len - first_key : 0;
-    const int unseen = first_seen() - first_key;  // rows in front of a window
     const int own = has_whole_shares() ? 0 : share.chunk % kRows;
     const RowAddress from = chunks_of(first_key + own, entry, share);
     if constexpr (Traits::Kv::kHasPairs) {
-      copy_pairs(share, first_key, unseen, rows, entry);
+      copy_pairs(share, first_key, rows, entry);
     }
     const auto key_place = place_of(key_target(tile), share);
     const auto value_place = place_of(value_target(tile), share);
@@ -92,13 +91,13 @@ class TileStream {
       }
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        copy_value(value_place, row, from.v + row * stride.v, row < rows, row >= unseen);
+        copy_row<kValueChunks>(value_place, row, from.v + row * stride.v, row < rows);
       }
     } else {
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         copy_row<kKeyChunks>(key_place, row, of_row(from.k, row, share), row < rows);
-        copy_value(value_place, row, of_row(from.v, row, share), row < rows, row >= unseen);
+        copy_row<kValueChunks>(value_place, row, of_row(from.v, row, share), row < rows);
       }
     }
     copy_async_commit();
@@ -122,15 +121,6 @@ class TileStream {
 
   __device__ __forceinline__ static int slot_of(int tile) {
     return static_cast<unsigned>(tile) % Traits::kSlots;
-  }
-
-  // Of keys: the first that need be there.
-  __device__ __forceinline__ int first_seen() const {
-    if constexpr (Cache::kGathered) {
-      return storage_.work.first_key;
-    } else {
-      return 0;
-    }
   }
 
   // Where rows as they lie in the cache go.
@@ -206,17 +196,6 @@ class TileStream {
     }
   }
 
-  // A row of V: zeros, too, where nobody sees it. (K may be anything then, its scores are masked.)
-  template <class Target>
-  __device__ __forceinline__ static void copy_value(
-      const Place<Target>& place, int row, const char* from, bool has_key, bool is_seen) {
-    if constexpr (Cache::kGathered) {
-      copy_row<kValueChunks>(place, row, from, has_key && is_seen);
-    } else {
-      copy_row<kValueChunks>(place, row, from, has_key);
-    }
-  }
-
   // This thread's chunk of a row of the share, from the thread whose own row it is.
   __device__ __forceinline__ static const char* of_row(const char* own,
                                                        int row,
@@ -228,11 +207,13 @@ class TileStream {
 
   // Each row's (scale, zero) pairs, by the thread that has the row's entry. Rows without a key get
   // zeros.
-  __device__ __forceinline__ void copy_pairs(
-      const Share& share, int first_key, int unseen, int rows, Entry entry) const {
+  __device__ __forceinline__ void copy_pairs(const Share& share,
+                                             int first_key,
+                                             int rows,
+                                             Entry entry) const {
     if (share.chunk < kRows) {
       const int row = share.first + share.chunk;
-      const bool has_key = share.chunk >= unseen && share.chunk < rows;
+      const bool has_key = share.chunk < rows;
       const RowAddress pair = has_key
                                   ? storage_.pair_rows.pair(params_, first_key + share.chunk, entry)
                                   : RowAddress{nullptr, nullptr};

@@ -7,6 +7,32 @@
 
 namespace attn::sm80 {
 
+// Zeros the first `rows` rows of V in a tile, or of what becomes V: in front of a window, where no
+// query sees them, they may hold NaN, and 0 * NaN would spoil the output. (K may be anything there:
+// its scores are masked.)
+template <class Config>
+__device__ __forceinline__ void clear_values(PrefillStorage<Config>& storage, int tile, int rows) {
+  using Traits = PrefillTraits<Config>;
+  const auto clear = [&](auto& values) {
+    const uint32_t first = shared_address(&values);
+    const int end = rows * values.kPitchBytes;
+#pragma unroll 1
+    for (int at = recomputed(threadIdx.x) * 16; at < end; at += Traits::kThreads * 16) {
+      store_16(first + at, uint4{0, 0, 0, 0});
+    }
+  };
+  if constexpr (Traits::Kv::kIsQuantised) {
+    clear(storage.value_codes);
+    if constexpr (Traits::Kv::kHasPairs) {
+      if (threadIdx.x < rows) {
+        storage.value_pairs[threadIdx.x] = 0;
+      }
+    }
+  } else {
+    clear(storage.value[static_cast<unsigned>(tile) % Traits::kSlots]);
+  }
+}
+
 // The range must have keys. Q is on its way to storage.query.
 template <class Config, class Output>
 __device__ __forceinline__ void walk_over_keys(Output& output,
@@ -31,38 +57,47 @@ __device__ __forceinline__ void walk_over_keys(Output& output,
   query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
   const WarpRows<Config> rows(output, softmax, query, storage);
 
-  // 2. From the last tile to the first.
+  // 2. From the last tile to the first, before which a window may make a stop.
+  int key_tile = last_tile;
+  for (bool is_cleared = false;; is_cleared = true) {
 #pragma unroll 1
-  for (int key_tile = last_tile; key_tile >= work.keys.begin; --key_tile) {
-    const int warp = threadIdx.x / 32;
-    const WarpKeys seen = storage.seen[warp];  // here, because the barrier hides its latency
-    copy_async_wait<Traits::kStages - 2>();
-    __syncthreads();  // this tile is visible to all, and all have left the slot filled next
-    if constexpr (Traits::Kv::kIsQuantised) {
-      expand_tiles<Traits>(storage);
-      __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
-    }
-    const int next_copied = key_tile - (Traits::kStages - 1);
-    if constexpr (Traits::kCopiesBehindScores) {
-      entry = stream.look_up(next_copied);
-    } else {
-      stream.copy(next_copied, entry);
-    }
-    const auto meanwhile = [&] {
-      if constexpr (Traits::kCopiesBehindScores) {
-        stream.copy(next_copied, entry);
-      } else {
-        entry = stream.look_up(next_copied - 1);
+    for (; key_tile >= work.whole_begin || is_cleared && key_tile >= work.keys.begin; --key_tile) {
+      const int warp = threadIdx.x / 32;
+      const WarpKeys seen = storage.seen[warp];  // here, because the barrier hides its latency
+      copy_async_wait<Traits::kStages - 2>();
+      __syncthreads();  // this tile is visible to all, and all have left the slot filled next
+      if constexpr (Traits::Kv::kIsQuantised) {
+        expand_tiles<Traits>(storage);
+        __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
       }
-    };
+      const int next_copied = key_tile - (Traits::kStages - 1);
+      if constexpr (Traits::kCopiesBehindScores) {
+        entry = stream.look_up(next_copied);
+      } else {
+        stream.copy(next_copied, entry);
+      }
+      const auto meanwhile = [&] {
+        if constexpr (Traits::kCopiesBehindScores) {
+          stream.copy(next_copied, entry);
+        } else {
+          entry = stream.look_up(next_copied - 1);
+        }
+      };
 
-    const int first_key = key_tile * Traits::kCtaS;
-    const int end_key = first_key + Traits::kCtaS;
-    if (seen.touch(first_key, end_key)) {
-      rows.attend({key_tile, warp, seen.cover(first_key, end_key)}, meanwhile);
-    } else {
-      meanwhile();
+      const int first_key = key_tile * Traits::kCtaS;
+      const int end_key = first_key + Traits::kCtaS;
+      if (seen.touch(first_key, end_key)) {
+        rows.attend({key_tile, warp, seen.cover(first_key, end_key)}, meanwhile);
+      } else {
+        meanwhile();
+      }
     }
+    if (key_tile < work.keys.begin) {
+      return;
+    }
+    copy_async_wait<Traits::kStages - 2>();
+    __syncthreads();  // nothing more lands in this tile
+    clear_values<Config>(storage, key_tile, work.first_key - key_tile * Traits::kCtaS);
   }
 }
 

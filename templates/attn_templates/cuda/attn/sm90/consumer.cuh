@@ -182,9 +182,9 @@ class Consumer {
     named_barrier_sync(kClearBarrier + index_, 128);
   }
 
-  // The same in front of a window, in the first block of the tile.
+  // The same in front of a window, in the first block of the tile, which the last key group has.
   __device__ __forceinline__ void clear_values_before_window() {
-    if (arguments_.params.window_size > 0) {
+    if (arguments_.params.window_size > 0 && index_ / Traits::kRowGroups == kKeyGroups - 1) {
       const int rows = first_seen_key<Traits>(item(), arguments_.params);
       if (rows > first_block_ * Traits::kCtaS) {
         clear_values(0, rows - first_block_ * Traits::kCtaS);
@@ -203,6 +203,7 @@ class Consumer {
         single_step<true>(block);
       }
       if (block < first_block_) {
+        clear_values_before_window();
         return;
       }
       if constexpr (kOptimistic) {
@@ -220,6 +221,9 @@ class Consumer {
         for (; block >= unmasked_.begin; block -= kKeyGroups) {
           single_step<false>(block);
         }
+      }
+      if (block < first_block_) {
+        return;  // every row sees every key of the first block
       }
       masked_end = first_block_;
     }
@@ -290,9 +294,6 @@ class Consumer {
   __device__ __forceinline__ void finish_tile() {
     if constexpr (Traits::kRescaleFirst) {
       softmax_.rescale(output_);
-    }
-    if constexpr (Traits::Cache::kGathered) {
-      clear_values_before_window();
     }
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.

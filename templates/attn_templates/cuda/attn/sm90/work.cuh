@@ -47,8 +47,8 @@ visible_keys_of(const WorkItem& item, const AttentionParams<typename Traits::T>&
           {params.cp_size, params.cp_rank, item.chunk, params.cp_sharding == KeySharding::kZigZag}};
 }
 
-// The first key that some row of the tile sees. In front of a window, nothing need be there of a
-// cache of blocks: rows may hold anything, and entries of the block table may be wild.
+// The first key that some row of the tile sees. In front of a window nothing need be there: rows
+// may hold anything, and entries of a block table may be wild.
 template <class Traits>
 __device__ __forceinline__ int first_seen_key(const WorkItem& item,
                                               const AttentionParams<typename Traits::T>& params) {
