@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         28fa054eeeaa0e0f933e383342ab58cd156dd6ef1b0765caa8dbe3370634a39a
+// digest         a0493f1e7a7b28a2a630f24e0e354c347b63f699994d88c9fd726cd154bf2b10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

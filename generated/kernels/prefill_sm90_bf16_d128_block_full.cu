@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         3c3cc527d597b9c10cd599d6980a5337e9f65e6c114fa4ab2eaff1c670bede4d
+// digest         72b2346b8e4706a216aba6e09f5511862dc9a36693548f61cf86b012165b5dba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

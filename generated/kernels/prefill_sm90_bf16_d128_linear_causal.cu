@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4c960e88230017904c6bf7748028a05fca559881caf650ec97d4af446208689e
+// digest         85a20635a551c9b5c290f6d4437e65d6bc342d088d0c9d7277c1b924504f5df2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7e3f467332af96e636cb6a2bb7a0a6847c9cb78927c9fff3865205990f184771
+// digest         9d109b25ebc8fb6a2bf77f5e49cef10dd340a3655b6613c267df08048fcd3dc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

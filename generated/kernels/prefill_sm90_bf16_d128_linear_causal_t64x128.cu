@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         e65de2e12571d92132f85df7915600637af994f131103e6776c99e62469e1b47
+// digest         a9ee3e62f32d0e1172813a4b5b0570ef14c7ebe51cc97d631779e3c36905216c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

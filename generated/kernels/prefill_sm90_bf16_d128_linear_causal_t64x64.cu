@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         6e78731a51f2a9c0f51dcb0502bb1fd0ba9157d257c84199646a68b84784a9be
+// digest         46d723a9a235fdd03ef692ce773903d4857a91423a9b22be2fc1cffe00e47a9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         33b4353e101e15960ecd1666a9a217a003a875a390ed7b5a0ca6a3e8cb46ab40
+// digest         a468d9ce065ff87c27e9455faa78360d8f8a68917407fac49383e009561c527c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

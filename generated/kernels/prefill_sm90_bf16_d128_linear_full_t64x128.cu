@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ecb664c22d2581441e33a11eb75ac075127e5e7e76c9c597e0d8adf4a13b2c84
+// digest         8dffd6788a988a5d43f5ef2f85b8c03b0c4c1e8b11ce054b77fddab3597baa6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         1efb93a3a4ee09feaea0214150a164a68b5312697f90ba5affa256d6175cf53a
+// digest         bd5cfeb4bef5e4e9749249b1c11d5836c58de9513f2d31b193262440facbcdb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

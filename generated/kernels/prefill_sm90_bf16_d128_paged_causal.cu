@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         6b3d315302ec70e1e49936c1a823f16326534434a79e320ea78d1da8ec3fa358
+// digest         8a96b94a6a1f0830f151cff35c23c0e9d2db22a07c26c3a2ff18e1afe94c8715
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

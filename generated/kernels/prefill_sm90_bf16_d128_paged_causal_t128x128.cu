@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1685ece56ad77ea4d98905104b27f65b627dc27963aeff64d39d4ebd4eebd485
+// digest         46551ef23ddcd4e673dc3b2d688a29b1c42088c65bcc56612a899ef00fd59ae4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         3df0ad172dabc6070a8c11e762a5cfeea3c5ee768358409ac53e4e5cc342044b
+// digest         33e9f6afbeab5f4893e0a2ffa74bbfb2a3fd5510645a60b15e161e5609fa92bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

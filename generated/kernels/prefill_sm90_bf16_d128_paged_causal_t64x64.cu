@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         06e73b10990db34fee25233c2773e4fde0e3f2cefc8a55e992e8f63bddc566fa
+// digest         0b25fdc15860c803577f1f8d6b7e68d13ed05307a662d9cece6ef2897ed12900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         46c5a171c6ed41dfd47dd3c0f48082c75ed924e8fd0ab2bb039c75f91e96f8fa
+// digest         17363c8853110e7e7d9c0f5ea2e3300fb0da0e3a3e6812bbf167c147a3a67365
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         f0f1a3cd38a36f46d4e089868b48305804af5fe574dfb4c50e8980340f871643
+// digest         b8652e918251b7835b1fc4fd741e5fdc1567ef28387068af6fc8ad718bf02162
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         ba33e99a93a39ec7a23fa67983e0c74f89e7a602ec79f0255cf1c542f8891d02
+// digest         b69b06435a98cad6d05c937ae6dcbdf39fe5373d21a5d9d8c38f5a4b17998224
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

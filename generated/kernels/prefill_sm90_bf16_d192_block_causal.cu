@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         c41dea7472a6f452896890424054bfba99b6dabaad785d3cf94c37240a4274ba
+// digest         7335aa63b8deb691f30a36fc294423f5a21ffdc95b0f5a5d85710f52195b933b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

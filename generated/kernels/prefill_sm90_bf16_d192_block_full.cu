@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         1264d7e038661624900dc4fe91d84a30e6ff64084dfb8a0679cd7ca1fc892699
+// digest         ef37ea984753013086ff5e133c7b753cc963ff5d23c4e90140172632638519a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         ca2146171111d86d96c360553ff584d693eab754e30f7c44d622f1c56caaecb6
+// digest         2343fb2b604e14d58c530997d23655397332d6b0e9e6b5b56a8677f15374d0bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

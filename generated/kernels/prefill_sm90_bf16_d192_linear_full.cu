@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         d2d019791fafb49fab320de7b822893bc16a95c71d0eee18814d16861bfe0521
+// digest         68c6bb7ac03db2406303ea2748666ac88421199ea73b725f72e528246ec9dae3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         7c403fe6f64bb1b86e8d4a0ba1dd4ab8207c64612517f5c094e9f5df155e1d11
+// digest         28f119cd7cd53dcaefcdddffcef063707698843aaacd81a548ed656e711c9e71
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cfc18fbe5edb1c0634464a315daaf264946334abfc1472903511e2c3b67106a2
+// digest         17065792c05af4694acd1e237d807010569bfe5137b848058007747cd853e598
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         82488f4490bd68777a4856e4d0a5dfb6ec796e30745a3b2bd83d31df87ad9206
+// digest         815f15626ad4a69e5c0d0286e5699b8ac966577298cd835f77ed00dbd49a788f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         b361fec919b9de80d91ad027afefce84a7f975edfca79a4f7c51148c63909b0b
+// digest         d8e8e8da00ad292bc68bd29e9a91fd49a538f279c34d31bc7690c6d543926f8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

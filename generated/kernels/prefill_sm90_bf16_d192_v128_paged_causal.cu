@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e4d038baa9a4fc69433cab3e4b7aaeedcc670b0d97024223087d076326dada88
+// digest         c91da8fcdc98395391daf4e25b27b46a2816266e5a990e562c7406f5689df21f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

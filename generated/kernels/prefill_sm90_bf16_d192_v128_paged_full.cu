@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6f85cf5853c9c80e074bd2f14cf28c913f6c9b1fb7e42cd97d5628c750e6ed5f
+// digest         8a229add3b286cab06a5f779833e9aa223aed8657856894804b7ec64cbb7bd15
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         38cb6be0e0058c6f589414489aa88a50148d6b85ad910ac4824550066a08b90e
+// digest         d3f93af3a023c430a8b2f289c3fca42b21e1eae23d02b95e1d397fa6bcc82e21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         b0911bb6ae525d0d2b85772689a901a8e1423bcbe570f2b125160caef697b9ac
+// digest         17391539b0dd539d2a265ae32c66379eebc2b67cb7c4e8fe8f7a6f7d3c665584
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

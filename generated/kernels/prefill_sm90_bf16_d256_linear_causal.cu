@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b1b5da68619f1d239ecc4e9a280518703370c30753cf3ee07524bc5e153cda52
+// digest         0af876ff093afb2984e5efeda0aac946f62636f74a3013d5f6e07f865543a83f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f8a87c07deffba5623e10004348d5aa9d33a59f45cc6e872785ee9fe33024f39
+// digest         bf9601efd22283aafe80699fe230879e00174db169cdbed0e1ebb471005d1407
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

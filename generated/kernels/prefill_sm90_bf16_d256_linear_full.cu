@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         10f84b9b6e50db196b45af52cad15640dc83d4ef08520e41977105cd6a61b517
+// digest         5c1cd9995dc9c3f45b967ac644c9f60b79172265ab6fcccd6a332cc7b356e46e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         4ca33d5745d054f0e67b6d055440137f01a0e65134359964c68f6d119a460e81
+// digest         8332303bd106962706a3b6639283aafb09c0624754d9e118a3fa339607a9d57d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

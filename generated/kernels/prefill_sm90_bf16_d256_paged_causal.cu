@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         f4557a9721f90f1b602ac21cada32342dcdaf59a231db0a6b2509cb6567bce45
+// digest         427693731f35864e8c783297f9c0d3e54fa06a28dcf23ae849f9517dd2aa4c15
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

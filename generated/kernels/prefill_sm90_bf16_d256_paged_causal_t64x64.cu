@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         949db2aacbda841d0bc258c6d53835c453c983a50dcae8a34c6031dc128beac0
+// digest         984d9fad923ebcb785ecc101a3017e90bdefea6f159843ce56697b548951608f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         36c70645366eea95821a968e1a95b596890867d352b6455da3f18602f42081dd
+// digest         d5f3d34ee0bfde02452f9c4328714cb830d5df0936485dff61cdcbae7d9bb4f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

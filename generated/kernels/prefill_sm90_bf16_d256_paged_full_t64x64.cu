@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         263df579735f27aaf4688b9f1da6c939643158fa84a74838e86d3f7ced700443
+// digest         65ee912ae02f9f34d25493ce4667fe61a3d2669104c21584312604132e9ea96f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         878c5effe482b3902ab62b8b8c81e5e121a6e0e8d96d045e9ce0ddfffa6fa99a
+// digest         39c5788d0dfaa9d4b988d68f0590d2abafd21bedea26e532fbfa774665a0452c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

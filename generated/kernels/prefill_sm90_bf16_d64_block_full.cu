@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         5490d84d51f0936522e4b8227e8827c3ff2c090f976f6d97cc9be8b254937c2a
+// digest         6891976afce7338e5cb6eb3e435cb04c47f08655f5575337753ecdae2e7576a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         594e32a9c1b0d08b164e7b307493b7356f30b3b64b173fef3a612eb760f50d4b
+// digest         a9c897ad652aa34a3ddd629247794e72f26a8e029d2796fd7cc299eb446fe1d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

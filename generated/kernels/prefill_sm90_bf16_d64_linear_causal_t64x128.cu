@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b0f247dac64b1c7d5b6d51ea8d196eea463a7d639451cef1407cda66e8fdab78
+// digest         fd8caf8573d8d767d5ec12d6350c49d129c32465ae602825f20d0286ab293320
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         3ba7ec8b69e87f168865ed73982f3bc94d0f3c71ed8b21aea48aa36e87540533
+// digest         306cfcfdbdbbb698c58848be1e7409a9cb0177324cce8c86b55871bea6f564c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         46e86f97943218bf20ca2b21db1ea5cf146bc1a9c5fa63959e4e1a4db1cf6e4b
+// digest         2f5d8b7ca2fc89936d40327e5f129f82a64d023e4132b26111d573254726bed4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

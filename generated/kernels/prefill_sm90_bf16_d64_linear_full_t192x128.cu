@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         55a23593f3c8f331148889a89e90bfeae796d649bbd0133edabdc1d8ac10384e
+// digest         c79dfa1256429e1da0ecc911de3c4e5cf46e88d00b93f1166b57774eb99bdcbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         dc86e6ae5c24dc90b138986c039029ef17b7f013f6ab24c7eac4a1bff8bc00b6
+// digest         157e4a3c2d0955edf388b57a547b18eeb07dac912d82431d8fe7d7d143c87221
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

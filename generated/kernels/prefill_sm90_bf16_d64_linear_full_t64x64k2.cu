@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4f6a866a94f83b4f4973157506ec9f55e6028dbeb8421cdf40abd01f83350176
+// digest         346c786429e07ad9ece5fe9e16e741da4190326dbefbe7b32fb4e900fc7c0675
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

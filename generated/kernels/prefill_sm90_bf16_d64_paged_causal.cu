@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ba682e93a7ddffb4fbfdc686bf41fa72f7c881fb1847b9df8c94e9a305384c63
+// digest         636879efd4dfc19d671024a169ad7b01f8ec369e25b5198da35216cf40b37a72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

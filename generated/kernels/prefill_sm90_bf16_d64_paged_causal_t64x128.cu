@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         8b366951edafaf901b0011e5a9bde17145de65e3c50b7dc0dcd88246928684aa
+// digest         1f0d60ff54af368a340795baf863405750ebdda2e3f17404782d02b4cb1fd822
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         22880b15e7e28c7ca9ffa0dba712c73dd79e000aeed58c6d9a8d9950bfbfb519
+// digest         0c7f5bb2d5a8768bbff3553ca7ad03fe8cbad30b7f320694a05367e0e3962b39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

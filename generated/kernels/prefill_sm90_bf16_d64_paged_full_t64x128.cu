@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         cc4a491e6c71cfd2dc4010bb8fdde631072c18d820c5ca4c0163beebad1a5fd9
+// digest         5ee62ad13990e7907b41a1c8ee31043c6e49fff59f8ba8d80db9be9462c37635
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

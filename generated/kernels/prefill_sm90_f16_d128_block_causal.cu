@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b5e7e00cc618e54b6a99e3839c3954a5c5b3622bad2bda1e20ee53094ea3a20b
+// digest         1db77cffb66ccb0c0c34437396d4d126cf815eafbe65313d178f272baae88d74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         0ebb4c96f247d75f13da70633d493eb9e28c0fec62a2edf60537431ad350c2b6
+// digest         e76ce5adef279a74c7e562607ddbcbd531ad60fe982a3fd73f4fac1b428c2840
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         3468e63aa0307540c34af352bfa0de6f87529d96f60cd2061f97cc7231eee5c1
+// digest         cf9d6ee62eb14fe26b8fb6ca08cd29c5d70edc30c2056d1fd94efeac99328549
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         5b8f8afcc96271c108ba141d28af36f4643fc15625d4ed9a65bc8c02c4f5b432
+// digest         928f6d63040d955f1d501ff2896ac8629bc6a499486fb888ce184e092690a982
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

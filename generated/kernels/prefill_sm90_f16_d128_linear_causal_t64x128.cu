@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         914acacc2c44672b39f6942312a01e962f21550f585154d53969f7b675b260bd
+// digest         5a8fff0e11f380bca4c01d5f499ee2eac8a946a0c623dab995dced9181197e9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

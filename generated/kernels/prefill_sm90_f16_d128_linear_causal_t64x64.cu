@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         e7694bf1f4bb17e4d2ae8efada4772d977fa7b91873b75599e5c92bcc22ea396
+// digest         89ef08d452f91ba689e1fdd667a6a062528569466b83b336238af4ba46743fe9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

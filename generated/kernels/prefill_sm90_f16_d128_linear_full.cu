@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         7aafd62e21070597c264708efe451ea509f1795eb36675b2592c28e6668a9445
+// digest         b81ad4c6b1ebb3578eb78567d5cae7cdaadc8fde9779467d0352c0325f450b8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

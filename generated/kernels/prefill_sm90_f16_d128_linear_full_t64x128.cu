@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         2678600d0804187c17f17228f9425020a75344ab1dfce1167431de6797067e0b
+// digest         20205052f80ae3ee5c6084d7bd9cca1d5ddfa6cf1099cc76e2094d7dd589bb2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         6ea655c3ac312fc560770786d85717a210e79cc5e03e51dd024c425a074cb3fc
+// digest         900cc6532f703532fcf5f183c79433c03b614c9362156cf7432c2988510547be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

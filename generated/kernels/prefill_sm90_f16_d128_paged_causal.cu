@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         741a556efa66599e516b1d71455041dcd8a1f2442d30ef4abefa80ca0c24c7df
+// digest         0af3603791038e2e5572ae83eebad810d2d9ee5c31b597acf4fcc2a244bb00ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         65d35d54a828f99309ca6249313d9a80acac44e34c45636824882a67564292ba
+// digest         024a32f35f49fdc6a0aab6b58ae8216abf7da606b2dca1ff131ce4b51fc8b8e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

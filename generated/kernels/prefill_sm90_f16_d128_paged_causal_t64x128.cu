@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         22e686d5a9728fd56dd3eb355e87703c348139b7292c5ecef4b7ed3fde9f367e
+// digest         828a5e33243f06073551faf8e0035ae750e9f234629daa23643821b76f145884
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

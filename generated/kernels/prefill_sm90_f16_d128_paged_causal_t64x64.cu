@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         e6613872d08f4fd7220440cb7e0e00cd2fb231ede681624e9f7164c10e2f41de
+// digest         8afb56cf78ee8dd6309f0642064b3dd21a583cac193042c4a0222c4c22997f8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         02bdd2993ddd7ee4200159c6bdb8d4eb83ca8db44a6ee832882f715d37f1ded9
+// digest         fc7df3aa5fec178988fa4df6f4438c074ea8d9c3b6298b8007aa1c4960bb7223
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         53e1f4eafdc09eaa3fad711f64283ea2ce941b79efaa38cd8f47822cb6117415
+// digest         4526a4df38a0cf7abc6e527d830e06461ec4933d69c61c445018673205d3e073
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         ed30e4b1422f11463b28d4ce90007c0e8e517c478cb35a8d15ba04fe049d5c52
+// digest         75e87d118a623eab02783329b482a9d952d52a03a279367cad43e4bf72eec41d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

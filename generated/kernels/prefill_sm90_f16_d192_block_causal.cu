@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         ee0a2481f5302f83024cc598896a6273dc9641b35c88cfcb589d958b5022d472
+// digest         6ad1f1f2a8001beb0b97514e5c1f9cb668454d742a9450588a297c774620e4d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         5628bd8e4e690ca8370d2a95927d324671875c0cb3297f073b5e01b98266c473
+// digest         2d11c76e6e0bfb89d0fe8f5105d761fb41ac3dd092033f4cc133256e3a985e08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

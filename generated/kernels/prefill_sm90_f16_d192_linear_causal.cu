@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         49aa9fe13edb24a4b22335f1a185832cd00085b8360c7927e7a1a32bf3301658
+// digest         d7080269396edf397d8fd8586cfe4e953d83ea98437a5d175b9a8b56d2bb4f64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         b9b4b22070ff640d45d291bf293bcfd4b7034011da317bdb7cb9e124107df589
+// digest         6abaab69b7df4839ca5d4192ff61007b79290bd3522e0dff9d0f5a1ddc66e04e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

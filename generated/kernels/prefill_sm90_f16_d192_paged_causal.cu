@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         3e9584adf6538b7b84cb69e5e2ec9ea943204873f79b09235247561e184169d2
+// digest         ce234f0ec2ad758d1e64b5df985bf028603ba169b41530bd836f13d9b5ee52b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

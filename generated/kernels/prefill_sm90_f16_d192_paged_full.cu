@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         cadf08ce00269c11a88b7cf380e7b5da25348ce12f8756535b4558ac603b65c2
+// digest         398f0ce6fe28a68848f2c484af95c73718563df0a43cb98866fec03dce43b8c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         aa1c9edb7e30c49f384d876ee85e91397fe6e965382879bffaef77f1c04e3f38
+// digest         044fe65577e72e659555ff91b73a727ed5cb88246fc7eb94a2a8eb25dd327d59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

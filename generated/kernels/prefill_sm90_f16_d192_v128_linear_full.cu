@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         cc9ce722ba83715c5e5956968efbfe8ba967af83388b3179af0046b7536bc8c4
+// digest         15fbdc00d7b6c4bb161d6e8a83a63866b357c03d42c2d21eff8196facd913e1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         f37c66a8bba942eae9496445785cae05a6c756b2660282ad330da80a3c139d12
+// digest         e18958d1be5a3b785d86bd0eede6fd900ccdfe8e4481f7fabf57d5dcb1c7e9b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

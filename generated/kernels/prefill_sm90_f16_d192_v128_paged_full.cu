@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a912ba161d5894b528ca13e879108ed516b33004265a6f307e04f267665ca694
+// digest         03d8c65abbfa667a8197a8683339a1de5796b51b5e89ffc09ea9e8d5d05de405
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         e68700bf396ed1645d1de19c34be37d33bc0c488d41e34fec1b5a3651259baf9
+// digest         5c08dff1af1af7dc0729e856e65394300c262798134d89ca9e01e94a753d18e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         9ca8d5226056f7cb66c49453d080efd3311025beb85d4cd19bb69c1369289529
+// digest         eea34e83ffd6921e9e4a75f07920086cc22251860f2346b352081649d3550488
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         714a4219307fc57479cb71ca04d75dbba5f9bde6283390b4c6ef7d7cd6b570b4
+// digest         9b45b1651dd9c6a1413f81e9c7f2d8eeb2051a10c941d9be335e04d14b5decc0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e8015ad3ea571ce27e2e6c37246df537a7938121e8c5767587e7fd4a4da1e167
+// digest         00c43a9d712b5be16f3efd3af0228d8ee29d9af2ebc74bbab11c94751c77c751
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         81d34d1195ce4a9494fc6bca0930e2073d512a81948b74480fedc87b2d15a158
+// digest         814623d931b97efb65034ad2f615e5ee87f7bff551d49ddcc25e54252c655ffc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

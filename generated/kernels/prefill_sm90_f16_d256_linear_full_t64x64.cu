@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         59351e0fbb5caa3a348415e8f5cf71bafbd39cebfe5078af8f8f37ca8f9e63ee
+// digest         838169c6e1f6e11f78f6ced8b360db1bc41dc4315775bd16a6da87107d488d83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         2690c8d0236c948be8b4482b6eb44ff482381ef8c9b7957758189861550dcdfc
+// digest         210a2ec6c9bfcf7681c0b30a95f9e11a5051c203736b76296e8078bd15a8588a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         98a9635466cf847cae6a6b697c122bb882764baaf5c11e02f19e137d6c3d8495
+// digest         72955ca9586fde397f603d0ccad90f7b7b983c45f49a2466cffc7a8f1dd7b57b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

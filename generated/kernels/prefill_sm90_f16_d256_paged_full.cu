@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         80c27d7ae5594088d5f853a8e1d6a0d6e4dcf391f7dfdf244945dd16c69dcaeb
+// digest         c0b05947f2b7f1123fa3c74e70949efbe5da935880d326cc42ff11e94dcbceff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         8e08840d9547dadb377c6ec369bccb5f71a5ecdaf9e61fb1637a5bbfda8ced84
+// digest         0594558e157fd565868ffb025b2dc7ac58781d6c2edd1cc4b98a4d511248e3d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

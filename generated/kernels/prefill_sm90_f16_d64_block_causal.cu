@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         881ddc3ad95f05ca45cc500ef175b853967d9d563235f3fc58b23ad7aebe5c5b
+// digest         b8f74d60e1122ae84b7573a6cf38e41f9df27ab01d65ab56007af8a4f83f4bbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

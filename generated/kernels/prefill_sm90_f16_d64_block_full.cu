@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         7a501136c899427f79d516a1f734f5f3cc52722ef463fbc1b47812fb2136895b
+// digest         939a8ce72ac2f2524ccdd0e2a936c2bb39b98aed3cf193ff5525293337264f6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         3d84277b8978714f5df001a0987d935261d7102535e9c9c2ed587862890b3780
+// digest         ac918b5945cad835cf4e8147d885bc919bef67071d72301d036d618dd6c531c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         293c30d67657527b8569e411fc9b6c70145f94a8c8efb2c4b91e061bf8005873
+// digest         23803c18b00eba3f803651bd7ef83fa99677ca7ed294a91f62b89d28740f6419
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         55dd91bea55e9caaf3edb02eeb036f64d801132be8bb12a8a3db17eba0cb4a87
+// digest         86d3c6ad68e097b06586e4cd243af601dfa73b727052499015bde9e7389fef0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

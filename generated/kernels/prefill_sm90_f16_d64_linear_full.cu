@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         ed707d2f18a3eadcb231a8e7502773f5df8c9c99781137c1e4897f42a24917b1
+// digest         0569ee483eadd968cfb0467a4437e9d48a0dfe34371f98cbe5097f2db747edba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

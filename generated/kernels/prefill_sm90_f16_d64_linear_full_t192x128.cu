@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         949590d151fc3dc5d1a2379291de8782cf6fca3c8335d6078b05e851e456b8dc
+// digest         6db51103c84d78481311d4e45d9eb1ec5e21fe4708dbf1d79be1c1ce78a1d2fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

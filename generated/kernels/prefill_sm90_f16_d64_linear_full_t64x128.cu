@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         8bcc1dc813c88c501f088e8aa36a07915e4e9b8416238ee4221b48215cfdbb00
+// digest         dc4ca9d81751ab963ebea285d25fe0d0198056fb07939f537a20491e58502636
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         c94ddefc9484f19a14e786086854668586488839ecff154c3039878fc272bba7
+// digest         ed313bba2c625dbe2d958089ac4eb5673c4af6d9d4c62e532d40bfd0e313a068
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

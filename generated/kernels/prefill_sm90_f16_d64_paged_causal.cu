@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         55905ac8eb5d594022b0752d35943619d707a2417e2cec47916891516f6b2899
+// digest         d26c01057923ea8cff38a6310a0cd3b8e11069a041886873400e8926b3852e94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         6fc69a35e3be2fa3f374141087aff596a441a49a78d68d80ee00e943b3ed4d69
+// digest         119c950a00dec08d6a7dc5408254150cc4d7febbe747eb37a9787b9afcd8fa5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

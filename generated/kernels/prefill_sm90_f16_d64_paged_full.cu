@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         8b021913837037ee1f1997de6a72b5891da4dd178c7678f188c9b148f5a728ff
+// digest         2a92066d16f30ab26e9011c6f05e9e9a5221d1fbe65a5c5d0afca2f4aa17f64d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

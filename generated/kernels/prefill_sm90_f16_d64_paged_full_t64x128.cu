@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         5a8c431eea4ee9c4af5b49eff35d80fd8697322b27b9dde88550bae0dce336be
+// digest         f4fbd16d4ac8cd263dfa9fb75033b619e51a51cd942718a9005b4052f26c31bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

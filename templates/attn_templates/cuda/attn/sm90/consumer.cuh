@@ -298,7 +298,8 @@ class Consumer {
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.
     const OutputRows output_rows = rows().output();
-    const int splits = splits_.in_cluster() ? rows().splits() : 1;
+    const bool merges = output_rows.split != kWholeRow && splits_.in_cluster();
+    const int splits = merges ? rows().splits() : 1;
     const int query_slot = slots_.query_slot();
     const float factor = value_factor();
     issue_last_products();

@@ -199,7 +199,7 @@ __device__ __forceinline__ void schedule_in_order(SharedStorage<Traits>& storage
                                                   const Arguments<typename Traits::T>& arguments) {
   const TileOrder<Traits, kInRuns> order(arguments);
   const int claims = order.claims();
-  int claimed = order.first_claim();
+  int claimed = kPlain ? static_cast<int>(blockIdx.x) : order.first_claim();
   uint32_t phase = 0;
   while (claimed < claims) {
     const TileRange tiles = order.tiles_of(claimed);

@@ -39,10 +39,10 @@ class FilledSlots {
   // Recomputed: an address kept through a tile would stay in an ordinary register, and each
   // descriptor made of it would have to be moved to a uniform one.
   __device__ __forceinline__ uint32_t queries() const {
-    return recomputed(address_in_cta(&storage_.q[queries_.slot][row_group_]));
+    return recomputed(shared_address(&storage_.q[queries_.slot][row_group_]));
   }
   __device__ __forceinline__ uint32_t keys() const {
-    return address_in_cta(&slots().k[keys_.slot]);
+    return shared_address(&slots().k[keys_.slot]);
   }
   __device__ __forceinline__ uint32_t values() const {
     return address_in_cta(&slots().v[values_.slot]);
@@ -98,8 +98,8 @@ class FilledSlots {
   __device__ __forceinline__ void next_queries() { queries_.advance(); }
 
  private:
-  // Where CTAs may be a cluster, an address begins with the place of the CTA, and the descriptor of
-  // a product has no room for it.
+  // Where CTAs may be a cluster, an address begins with the place of the CTA. In a descriptor it
+  // would be added to the distance of panels, which of Q and K no product looks at.
   __device__ __forceinline__ static uint32_t address_in_cta(const void* slot) {
     constexpr uint32_t kCtaBytes = 1 << 18;
     const uint32_t address = shared_address(slot);
