@@ -267,6 +267,19 @@ def test_a_number_that_is_no_enumerator_is_not_taken_for_a_kernel_that_is_not_li
     assert library.last_error().startswith(f"{field} is {value}: it must be an enumerator, 0 to ")
 
 
+def test_nothing_to_do_is_done_without_a_device(library: Library) -> None:
+    for nothing in ({"token_num": 0}, {"batch_size": 0}):
+        assert library.prefill(documented_call(**nothing)) == c_abi.SUCCESS, library.last_error()
+
+
+def test_a_chunk_that_a_struct_of_zeros_leaves_out_is_one_key(library: Library) -> None:
+    """Of so many ranks, two keys each would leave 32 bits."""
+    library.prefill(documented_call(cp_size=2**30, cp_chunk=0))
+    assert library.last_error_field() == "cp_fn"
+    library.prefill(documented_call(cp_size=2**30, cp_chunk=2))
+    assert library.last_error_field() == "cp_chunk"
+
+
 def test_a_mode_that_is_none_is_refused(library: Library) -> None:
     assert library.find(documented_call(mode=7))[0] == c_abi.INVALID_ARGUMENT
     assert library.last_error() == "mode is 7: use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE"
