@@ -99,8 +99,8 @@ bool lie_apart(Strides... strides) {
 }
 
 // Whether a decode call is one that a prefill kernel computes as well: sinks and new rows are of
-// decode kernels, and of linear rows in front of a window prefill multiplies V by 0, where decode
-// does not look. TMA reads a cache of which it is told the bounds.
+// decode kernels, and so are windows over linear rows, in front of which prefill has rows to clear.
+// TMA reads a cache of which it is told the bounds.
 template <class T>
 bool may_go_to_prefill(const AttentionParams<T>& params) {
   if (params.sinks != nullptr || params.k != nullptr || params.v != nullptr) {

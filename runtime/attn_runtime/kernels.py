@@ -92,8 +92,8 @@ def kernels_for(
 def many_rows_candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, ...]:
     """The prefill kernels among which a decode call of many rows picks on a device: one for each
     height of tiles up to MOST_TILE_ROWS. None where the caller names a tile, nor over a linear
-    cache with a window: prefill multiplies what lies in front of it by 0, and decode does not look
-    at it; nor over e4m3, of which prefill takes fewer scales."""
+    cache with a window, in front of which prefill has rows to clear, nor over e4m3, of which
+    prefill takes fewer scales."""
     own = candidates(settings, context)[0]
     group = settings.num_heads // settings.num_kv_heads
     hides_rows = own.cache is Cache.LINEAR and settings.window_size > 0
