@@ -19,6 +19,14 @@ from reference_torch import torch
 
 pytestmark = pytest.mark.gpu
 
+SLEEP_CYCLES = 10_000_000
+"""Some milliseconds, in which a chain is queued whole: its launches then follow each other as fast
+as they can."""
+
+BALLAST_BYTES = 4 << 20
+"""A decode kernel that does not wait for the launch before it is caught beside a writer of so much;
+beside one of 2 MB it comes too late to read what is not there (H100)."""
+
 NAMES = (
     "prefill_sm90_bf16_d128_linear_causal",
     "prefill_sm90_bf16_d128_paged_causal",
@@ -127,3 +135,84 @@ def test_writers_and_decode_in_turns_have_the_bits_of_calls_that_are_waited_for(
             assert same_bits(got, right)
     for before, after in itertools.pairwise(expected):
         assert not same_bits(before, after), "a call that reads too early would not show"
+
+
+class Arena:
+    """Copies of arrays in the rows of a linear cache, so that one launch of a writer fills all."""
+
+    COLUMNS = 256
+
+    def __init__(self, arrays: dict[str, torch.Tensor]) -> None:
+        row_bytes = 2 * self.COLUMNS
+        rows = {name: -(-array.nbytes // row_bytes) for name, array in arrays.items()}
+        half = -(-sum(rows.values()) // 2)  # of K, as many of V behind them
+        self._pools = torch.zeros(2, half, 1, self.COLUMNS, dtype=torch.bfloat16, device="cuda")
+        self._lens = ints([0, half])
+        self._write = CacheWriter(num_kv_heads=1, head_dim=self.COLUMNS, cache=Cache.LINEAR)
+        own, at = self._pools.view(torch.uint8).view(-1), 0
+        self.views: dict[str, torch.Tensor] = {}
+        for name, array in arrays.items():
+            room = own[at : at + array.nbytes].view(array.dtype).view(array.shape)
+            self.views[name] = room.copy_(array)
+            at += rows[name] * row_bytes
+
+    def image(self) -> torch.Tensor:
+        """What it holds now."""
+        return self._pools.clone()
+
+    def put(self, image: torch.Tensor) -> None:
+        """Fill it, by a launch that the next one may begin beside."""
+        self._write(*image, *self._pools, cu_q_len=self._lens, cu_k_len=self._lens)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "window"),
+    [(NAMES[2], 3, 0), (NAMES[2], 3, 300), (NAMES[2], 40, 0), (NAMES[1], 3, 0)],
+    ids=["plain", "few", "many", "prefill"],
+)
+def test_a_call_that_begins_beside_the_writer_of_its_arguments_reads_what_it_wrote(
+    name: str, count: int, window: int
+) -> None:
+    """Before, there are random bits where q, the lengths and the block table will be. They are the
+    last that the writer writes of BALLAST_BYTES and more: the call begins before."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a device of compute capability 9.0")
+    kernel = kernel_of(name)
+    tokens = 1 if kernel.config.mode is Mode.DECODE else 100
+    batch = batch_for(
+        kernel, [tokens] * count, [700] * count, num_heads=32, num_kv_heads=8, window=window
+    )
+    problem = problem_of(kernel, Task(batch, block_len=64))
+    attn = attention_for(kernel.config, batch, "heuristic")
+    ballast = torch.zeros(BALLAST_BYTES, dtype=torch.uint8, device="cuda")
+    names = ("q", "cu_k_len", "block_table")
+    arena = Arena({"ballast": ballast} | {name: problem.call[name] for name in names})
+    images = [arena.image()]
+    arena.views["q"].neg_()
+    arena.views["cu_k_len"].copy_(ints(cumulated(tuple(690 - b % 7 for b in range(count)))))
+    arena.views["block_table"].copy_(problem.call["block_table"].flip(0))
+    images.append(arena.image())
+    garbage = torch.randint_like(images[0].view(torch.int16), -(2**15), 2**15)
+    call = problem.call | bounds(batch) | {name: arena.views[name] for name in names}
+
+    def chain(*, waits: bool) -> list[torch.Tensor]:
+        outputs = [torch.empty_like(problem.q) for _ in range(LINKS)]
+        torch.cuda.synchronize()
+        if not waits:
+            torch.cuda._sleep(SLEEP_CYCLES)
+        for link, out in enumerate(outputs):
+            for image in (garbage.view(torch.bfloat16), images[link % 2]):
+                arena.put(image)
+                if waits:
+                    torch.cuda.synchronize()
+            attn(**call, out=out)
+            if waits:
+                torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        return outputs
+
+    expected = chain(waits=True)
+    assert not same_bits(*expected[:2]), "a call that reads too early would not show"
+    for _ in range(10):
+        for got, right in zip(chain(waits=False), expected, strict=True):
+            assert same_bits(got, right)
