@@ -49,6 +49,7 @@ NAMES = (
 )
 HOPPER = "prefill_sm90_bf16_d128_linear_causal"
 HOPPER_DECODE = "decode_sm90_bf16_d128_linear_causal"
+HOPPER_CLUSTERS = "decode_sm90_f16_d64_paged_causal"
 DECODES = (
     "decode_sm80_bf16_d128_paged_causal",
     "decode_sm80_f16_d128_block_causal",
@@ -79,7 +80,9 @@ def architecture() -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER, *DECODES))
+    return emit(
+        tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER, *DECODES, HOPPER_CLUSTERS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,21 @@ def test_c_and_python_give_the_same_bits(
     problem = problem_of(kernel, task_of(kernel, split))
     expected = run_python(problem, split)
     assert not difference("C", run_c(library, problem, split), expected)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_short_sequences_come_in_clusters_to_the_output_of_python(
+    count: int, library: Library
+) -> None:
+    if default_target() != "sm_90":
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
+    kernel = decode_kernel(AttentionConfig.parse(HOPPER_CLUSTERS))
+    batch = batch_for(kernel, [1] * count, [1000] * count, num_heads=32, num_kv_heads=8)
+    problem = problem_of(kernel, Task(batch))
+    split = SplitPolicy.heuristic()
+    output = run_c(library, problem, split)
+    assert not verdict(problem, output)
+    assert not difference("C", output, run_python(problem, split))
 
 
 @pytest.mark.parametrize(("count", "k_len"), [(1, 50_000), (3, 5000), (40, 90)])
