@@ -53,6 +53,14 @@ using HopperSharedKeysConfig = attn::AttentionConfig<attn::arch::Sm90,
                                                      half,
                                                      64,
                                                      attn::Tile<64, 64, 2>>;
+using HopperClustersConfig = attn::AttentionConfig<attn::arch::Sm90,
+                                                   __nv_bfloat16,
+                                                   128,
+                                                   attn::CacheType::kPaged,
+                                                   attn::Mask::kCausal,
+                                                   __nv_bfloat16,
+                                                   128,
+                                                   attn::Tile<64, 128>>;
 #endif
 
 void check(cudaError_t error) {
@@ -281,6 +289,8 @@ void run_folder(const std::string& path) {
     run<HopperLinearConfig>(folder);
   } else if (kernel == "prefill_sm90_f16_d64_linear_full_t64x64k2") {
     run<HopperSharedKeysConfig>(folder);
+  } else if (kernel == "prefill_sm90_bf16_d128_paged_causal_t64x128") {
+    run<HopperClustersConfig>(folder);
 #endif
   } else {
     throw std::runtime_error("no kernel " + kernel + " in this program");

@@ -47,6 +47,8 @@ HOPPER_NAMES = (
     "prefill_sm90_f16_d64_linear_full",
     "prefill_sm90_f16_d64_linear_full_t64x64k2",
 )
+CLUSTERS = "prefill_sm90_bf16_d128_paged_causal_t64x128"
+"""Its splits may be merged by clusters."""
 HOPPER = "sm_90"
 SOURCE = Path(__file__).with_name("attention_main.cpp")
 CACHE_SOURCE = Path(__file__).with_name("cache_main.cpp")
@@ -57,7 +59,7 @@ OUT_BEFORE = 0x4321
 def names_on(target: str) -> tuple[str, ...]:
     """The kernels of the program on a device."""
     everywhere = NAMES + DECODE_NAMES
-    return everywhere + HOPPER_NAMES if target == HOPPER else everywhere
+    return (*everywhere, *HOPPER_NAMES, CLUSTERS) if target == HOPPER else everywhere
 
 
 def kernel_called(name: str) -> Kernel:
@@ -68,7 +70,7 @@ def kernel_called(name: str) -> Kernel:
 
 
 def _gencode(source: Path, target: str) -> str:
-    if source.stem in HOPPER_NAMES:
+    if source.stem in (*HOPPER_NAMES, CLUSTERS):
         return "-gencode=arch=compute_90a,code=sm_90a"
     return f"-gencode=arch=compute_80,code={target}"
 

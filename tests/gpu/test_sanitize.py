@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cpp_program import (
+    CLUSTERS,
     build_cache_program,
     build_program,
     kernel_called,
@@ -59,6 +60,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for name in names_on(default_target()):
         kernel = kernel_called(name)
+        if name == CLUSTERS:
+            made.append(tmp_path_factory.mktemp(name) / "clusters")
+            batch = batch_for(kernel, [3, 1, 2, 8], [2500, 300, 0, 60], num_kv_heads=1)
+            write_call(made[-1], kernel, Task(batch, split=SplitPolicy.heuristic(max_split_k=4)))
+            continue
         is_decode = kernel.config.mode is Mode.DECODE
         longest = 6 if is_decode else kernel.cta_q + 2
         for index, split in enumerate(DECODE_SPLITS if is_decode else SPLITS):
