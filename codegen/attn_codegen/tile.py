@@ -17,6 +17,7 @@ KV_BITS = {KvDtype.SAME: 16, KvDtype.INT8: 8, KvDtype.INT4: 4, KvDtype.E4M3: 8}
 # per SM and reserve 1 KiB per CTA.
 SM80_SHARED_LIMIT = 99 * 1024
 SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
+CLUSTER_CTAS = 8  # the largest cluster that every device with clusters has
 
 
 @dataclass(frozen=True, slots=True)

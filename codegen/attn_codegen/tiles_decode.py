@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype
 from attn_codegen.tile import (
+    CLUSTER_CTAS,
     ELEMENT_BYTES,
     KV_BITS,
     PAIR_BYTES,
@@ -27,7 +28,6 @@ DECODE_ROW_BYTES = 16
 DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 64, Cache.PAGED: 80}
 DECODE_PAIR_SOURCE_BYTES = 32
 DECODE_ROWS = (8, 16, 32)
-DECODE_CLUSTER_CTAS = 8  # that every device has room for
 DECODE_CLUSTER_COLUMNS = 128  # of a row: what other CTAs send finds room beside the ring
 DECODE_MOST_ELEMENTS = 16 * 256  # of the rows of a tile: what registers hold
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
@@ -130,5 +130,5 @@ def _decode_sized(
         ctas_per_sm=ctas_per_sm,
         shared_bytes=round_up(ring + query + counts + work, 128),
         plain=in_registers or (rows == DECODE_ROWS[1] and config.kv_dtype is KvDtype.SAME),
-        cluster_ctas=DECODE_CLUSTER_CTAS if has_clusters else 1,
+        cluster_ctas=CLUSTER_CTAS if has_clusters else 1,
     )

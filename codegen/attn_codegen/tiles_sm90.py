@@ -7,6 +7,7 @@ from functools import partial
 
 from attn_codegen.config import AttentionConfig, Cache, KvDtype
 from attn_codegen.tile import (
+    CLUSTER_CTAS,
     ELEMENT_BYTES,
     KV_BITS,
     PAIR_BYTES,
@@ -28,7 +29,6 @@ SM90_ITEM_BYTES = 56
 SM90_WORK_BYTES = 68  # and of each row group:
 SM90_SEEN_BYTES = 12
 SM90_PART_COLUMNS = 8  # floats of a row: (reference, sum) of each of the four threads that have it
-SM90_MERGED_SPLITS = 8  # CTAs of a cluster on any device
 SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
 
 
@@ -132,7 +132,9 @@ def _sm90_sized(
     shared_bytes = (query + ring + staging) * ELEMENT_BYTES + parts * FLOAT_BYTES
     shared_bytes += round_up(bookkeeping, SM90_ALIGNMENT)
     producers = 2 if code_stages else 1
-    warps = (row_groups * key_groups + producers) * WARPGROUP_WARPS
+    consumers = row_groups * key_groups
+    warps = (consumers + producers) * WARPGROUP_WARPS
+    merges_splits = consumers == 1 and not code_stages
     return Tiling(
         cta_q,
         cta_s,
@@ -145,6 +147,6 @@ def _sm90_sized(
         query_slots=query_slots,
         key_groups=key_groups,
         softmax=softmax,
-        merged_splits=SM90_MERGED_SPLITS if row_groups * key_groups + producers == 2 else 1,
+        merged_splits=CLUSTER_CTAS if merges_splits else 1,
         code_stages=code_stages,
     )

@@ -166,6 +166,25 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def host_program(
+    tree: Path,
+    host_compiler: str,
+    cuda_include: Path,
+    run: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Compiles a host program from sources, with flags, against the rendered tree."""
+
+    def compile_program(*sources_and_flags: object) -> Path:
+        program = tmp_path_factory.mktemp("host_program") / "program"
+        includes = ("-I", tree, "-isystem", cuda_include)
+        run([host_compiler, "-std=c++17", *includes, *sources_and_flags, "-o", program])
+        return program
+
+    return compile_program
+
+
+@pytest.fixture(scope="session")
 def run() -> Run:
     """Runs a command; a failure shows its output."""
 

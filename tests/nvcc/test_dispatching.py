@@ -16,23 +16,15 @@ pytestmark = pytest.mark.nvcc
 @pytest.fixture(scope="module")
 def printed(
     tree: Path,
-    host_compiler: str,
-    cuda_include: Path,
+    host_program: Callable[..., Path],
     run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], list[str]]:
     """The lines that a program of this folder prints, beside dispatch.cpp."""
 
     @cache
     def lines(name: str) -> list[str]:
-        program = tmp_path_factory.mktemp("dispatching") / "program"
         sources = (Path(__file__).with_name(name), tree / "src" / "dispatch.cpp")
-        run(
-            [
-                *(host_compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror"),
-                *("-I", tree, "-isystem", cuda_include, *sources, "-o", program),
-            ]
-        )
+        program = host_program("-Wall", "-Wextra", "-Werror", *sources)
         return run([program]).stdout.splitlines()
 
     return lines

@@ -17,16 +17,10 @@ OPT_INS = ["opt in: any, 1000 bytes", "opt in: plain, 1000 bytes"]
 
 @pytest.fixture(scope="module")
 def lines(
-    tree: Path,
-    host_compiler: str,
-    cuda_include: Path,
+    host_program: Callable[..., Path],
     run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    program = tmp_path_factory.mktemp("launching") / "program"
-    includes = ("-I", tree, "-isystem", cuda_include)
-    run([host_compiler, "-std=c++17", *includes, SOURCE, "-o", program])
-    return run([program]).stdout.splitlines()
+    return run([host_program(SOURCE)]).stdout.splitlines()
 
 
 def test_each_device_is_asked_once_and_both_kernels_of_a_unit_opt_in(lines: list[str]) -> None:

@@ -79,13 +79,7 @@ EXPECTED = (
 
 
 def test_every_refusal_says_what_got_what_is_allowed_and_what_to_do(
-    tree: Path,
-    host_compiler: str,
-    cuda_include: Path,
+    host_program: Callable[..., Path],
     run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
 ) -> None:
-    program = tmp_path / "refusals"
-    includes = ("-I", tree, "-isystem", cuda_include)
-    run([host_compiler, "-std=c++17", *WARNINGS, *includes, SOURCE, "-o", program])
-    assert run([program]).stdout.splitlines() == list(EXPECTED)
+    assert run([host_program(*WARNINGS, SOURCE)]).stdout.splitlines() == list(EXPECTED)

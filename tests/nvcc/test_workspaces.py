@@ -16,16 +16,10 @@ SOURCE = Path(__file__).with_name("workspaces.cpp")
 
 @pytest.fixture(scope="module")
 def lines(
-    tree: Path,
-    host_compiler: str,
-    cuda_include: Path,
+    host_program: Callable[..., Path],
     run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    program = tmp_path_factory.mktemp("workspaces") / "program"
-    includes = ("-I", tree, "-isystem", cuda_include)
-    run([host_compiler, "-std=c++17", *includes, SOURCE, "-o", program])
-    return run([program]).stdout.splitlines()
+    return run([host_program(SOURCE)]).stdout.splitlines()
 
 
 def test_splits_are_bounded_by_their_plan_and_ranges_of_decode_by_the_caller(

@@ -23,11 +23,7 @@ def expected(tokens: int, heads: int, step: int, ctas: int) -> str:
 
 
 def test_cpp_and_python_give_the_same_grids_and_refusals(
-    tree: Path,
-    host_compiler: str,
-    cuda_include: Path,
-    run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
+    host_program: Callable[..., Path],
 ) -> None:
     rng = random.Random(0)
     steps, ctas = (16, 32, 64), (1, 264, 1056, 2112)
@@ -36,11 +32,10 @@ def test_cpp_and_python_give_the_same_grids_and_refusals(
         for _ in range(600)
     ]
     cases += [(turns * 264 * 16 + one, 1, 16, 264) for turns in (1, 2, 3, 4) for one in (-1, 0, 1)]
-    program = tmp_path / "write_grids"
-    includes = ("-I", tree, "-isystem", cuda_include)
-    run([host_compiler, "-std=c++17", *includes, SOURCE, "-o", program])
     text = "\n".join(" ".join(map(str, case)) for case in cases)
-    done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [host_program(SOURCE)], input=text, capture_output=True, text=True, check=True
+    )
     answers = done.stdout.splitlines()
     assert answers == [expected(*case) for case in cases]
     assert "token_num" in answers, "cases must cover calls of too many rows"
