@@ -30,7 +30,6 @@ def run_and_weigh(
     A process begins as a copy of this one, and the system counts that: a peak no larger than this
     process's own says nothing of the command.
     """
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
@@ -49,5 +48,7 @@ def run_and_weigh(
         process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait too
         log.seek(0)
         cpu_seconds = usage.ru_utime + usage.ru_stime
+        # Read now: what this process grew by before it was copied is in the copy, too.
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak_bytes = usage.ru_maxrss * 1024 if usage.ru_maxrss > own else 0
         return Finished(process.returncode, log.read(), cpu_seconds, peak_bytes)
